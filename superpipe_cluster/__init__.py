@@ -1,0 +1,30 @@
+"""Layer streaming for any `nn.Module`, and the lab's queue in front of one shared GPU.
+
+The public names are loaded on first use, so that `import superpipe_cluster` stays light (no torch, no ray) and the
+streaming runtime stays usable where only torch is installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from superpipe_cluster.client import Client
+    from superpipe_cluster.streaming import Streamer, stream
+
+__all__ = ["Client", "Streamer", "__version__", "stream"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Client": "superpipe_cluster.client",
+    "Streamer": "superpipe_cluster.streaming",
+    "stream": "superpipe_cluster.streaming",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
