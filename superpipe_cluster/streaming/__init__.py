@@ -1,0 +1,11 @@
+"""The layer-streaming runtime: any `nn.Module`, training and inference, within a budget of device bytes.
+
+Needs torch alone and knows nothing of jobs, Ray or Redis.
+"""
+
+from superpipe_cluster.streaming.device import VirtualDevice
+from superpipe_cluster.streaming.optimizer import StreamedOptimizer
+from superpipe_cluster.streaming.schedule import PolicyName
+from superpipe_cluster.streaming.streamer import Streamer, StreamStats, stream
+
+__all__ = ["PolicyName", "StreamStats", "StreamedOptimizer", "Streamer", "VirtualDevice", "stream"]

@@ -1,0 +1,297 @@
+"""The engine: keeps what the program reads on the device, within the budget, and the rest away.
+
+Owns residency: which slabs are held, their copies, and the order learned from the program. What needs which slab is told
+by the read guard and the optimizer; when to move what is decided by the policy in `schedule`; this is where both meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory
+from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.order import AccessOrder
+from superpipe_cluster.streaming.schedule import Action, Evict, Policy, View, Window
+from superpipe_cluster.streaming.slab import Slab
+from superpipe_cluster.streaming.units import Partition
+
+
+class Engine:
+    """Residency of one model's slabs on one device.
+
+    Consecutive reads of the same unit (or of the units that one operator reads together) form a *group*. Its slabs are
+    pinned while it lasts; when it ends, what it changed starts on its way to the host.
+    """
+
+    def __init__(self, partition: Partition, device: Device, policy: Policy, max_units: int | None) -> None:
+        self.device = device
+        self.policy = policy
+        self.order = AccessOrder()
+        self.window = Window(max_units=max_units)
+        self.slabs: list[Slab] = []
+        self.unit_names = [unit.name for unit in partition.units]
+        self.weights: list[Slab] = []
+        self.gradients: dict[int, Slab] = {}  # unit -> slab, for units with trainable parameters
+        self.state: dict[int, Slab] = {}  # unit -> slab, once an optimizer has made one
+        self.loads = 0
+        self.peak_units = 0
+        self._weights_held = 0
+        self._group: dict[int, None] = {}
+        self._group_units: set[int] = set()
+        self._operands: list[Slab] = []  # slabs of the operator that runs now; these cannot leave whatever happens
+        self._blocked = False  # prefetching stopped for a slab that was still being copied
+        self._others_peak = 0  # most bytes of everything else, in the last whole step and in this one
+        self._others_peak_before = 0
+
+        for number, unit in enumerate(partition.units):
+            weights = Slab(number, "weights", {p: p.data for p in unit.parameters.values()}, device.torch_device)
+            host = weights.ensure_host(device)
+            host.zero_()  # the gaps of the alignment too: equal weights give equal bytes
+            for parameter in unit.parameters.values():
+                weights.host_view(parameter).copy_(parameter.data)
+                parameter.data = weights.views[parameter]
+            self.weights.append(weights)
+            self.add_slab(weights)
+            trainable = {p: p.data for p in unit.parameters.values() if p.requires_grad}
+            if trainable:
+                self.gradients[number] = Slab(number, "gradients", trainable, device.torch_device)
+                self.add_slab(self.gradients[number])
+
+    def add_slab(self, slab: Slab) -> None:
+        """Take a slab into the window and the order."""
+        slab.number = self.window.add_slab(slab.nbytes, slab.unit)
+        self.slabs.append(slab)
+
+    # ---- what the program does --------------------------------------------------------------------
+
+    def begin_step(self) -> None:
+        """The outermost forward starts."""
+        self.order.begin_step()
+        self._others_peak_before, self._others_peak = self._others_peak, self._others_now()
+
+    def require(self, slabs: Sequence[Slab]) -> None:
+        """Return once `slabs` are on the device and whatever is computed next may read them.
+
+        Raises:
+            BudgetTooSmall: they do not fit the budget together.
+        """
+        self._operands = list(slabs)
+        entering = [slab for slab in slabs if slab.number not in self._group]
+        if entering:
+            units = {slab.unit for slab in slabs}
+            if not units <= self._group_units:
+                self._leave_group()
+                self._group_units = units
+                entering = list(slabs)
+            self._group.update((slab.number, None) for slab in entering)
+            for slab in entering:
+                self._access(slab)
+        else:
+            for slab in slabs:  # taken away within its group, by pressure
+                if slab.number not in self.window.held:
+                    self._miss(slab)
+            if self._blocked:
+                self._fetch_ahead()
+        for slab in slabs:
+            if slab.loading is not None:
+                slab.loading.wait()
+                slab.loading = None
+
+    def wrote(self, slab: Slab) -> None:
+        """The program changed the device bytes of `slab`."""
+        slab.dirty = True
+
+    def take_gradient(self, parameter: nn.Parameter, slab: Slab) -> None:
+        """Move a gradient that autograd just finished into the unit's gradient slab."""
+        gradient = parameter.grad
+        assert gradient is not None
+        if gradient.untyped_storage()._cdata == slab.storage_key:
+            return  # accumulated in place
+        self.require([slab])
+        slab.views[parameter].copy_(gradient)
+        parameter.grad = slab.views[parameter]
+        self.wrote(slab)
+
+    def charge(self, nbytes: int) -> None:
+        """Count `nbytes` of a new tensor, making room by eviction if there is none.
+
+        Raises:
+            DeviceOutOfMemory: not even with everything evictable gone.
+        """
+        budget = self.device.budget_bytes
+        if budget is not None and self.device.used_bytes() + nbytes > budget:
+            self.make_room(nbytes)
+        self.device.charge(nbytes)
+        self._note_others()
+
+    def make_room(self, nbytes: int) -> None:
+        """Evict until `nbytes` more fit the budget, or nothing more can be evicted."""
+        budget = self.device.budget_bytes
+        operands = {slab.number for slab in self._operands}
+        for pinned in (operands | set(self._group), operands):
+            candidates = [number for number in self.window.held if number not in pinned]
+            candidates.sort(key=self.order.future.next_use, reverse=True)
+            for number in candidates:
+                if budget is not None and self.device.used_bytes() + nbytes <= budget:
+                    return
+                self._evict(self.slabs[number])
+                self.policy.look_again()
+
+    # ---- the whole at once ------------------------------------------------------------------------
+
+    def flush(self, slabs: Iterable[Slab] | None = None) -> None:
+        """Bring the host copies up to date and wait for that; nothing leaves the device."""
+        chosen = [slab for slab in (self.slabs if slabs is None else slabs)]
+        for slab in chosen:
+            self._store_if_changed(slab)
+        for slab in chosen:
+            if slab.storing is not None:
+                slab.storing.wait()
+                slab.storing = None
+
+    def evict(self, slabs: Iterable[Slab]) -> None:
+        """Send `slabs` away, their host copies up to date."""
+        self._leave_group()
+        for slab in slabs:
+            if slab.number in self.window.held:
+                self._evict(slab)
+        self.policy.look_again()
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes of all host copies."""
+        return sum(slab.host_bytes for slab in self.slabs)
+
+    def capacity_bytes(self) -> int | None:
+        """Bytes that slabs may take beside everything else, at this step's and the last one's worst moment."""
+        budget = self.device.budget_bytes
+        if budget is None:
+            return None
+        return budget - max(self._others_now(), self._others_peak, self._others_peak_before)
+
+    # ---- moving -----------------------------------------------------------------------------------
+
+    def _access(self, slab: Slab) -> None:
+        self.order.access(slab.number)
+        if slab.number in self.window.held:
+            self.window.touch(slab.number)
+        else:
+            self._miss(slab)
+        self._fetch_ahead()
+
+    def _miss(self, slab: Slab) -> None:
+        operands = {operand.number for operand in self._operands}
+        for pinned in (operands | set(self._group), operands):
+            budget = self.device.budget_bytes
+            self.window.capacity_bytes = None if budget is None else budget - self._others_now()
+            for action in self.policy.miss(self._view(pinned), slab.number):
+                self._apply(action)
+            if slab.number in self.window.held:
+                self.policy.look_again()
+                return
+        self._refuse(slab)
+
+    def _refuse(self, slab: Slab) -> None:
+        names = sorted({self.unit_names[operand.unit] for operand in (*self._operands, slab)})
+        if self.window.max_units is not None and len(names) > self.window.max_units:
+            raise BudgetTooSmall(
+                f"one operator reads {len(names)} units at once ({', '.join(names)}), but k is {self.window.max_units}",
+                hint=f"use k={len(names)} or more",
+            )
+        needed = self._others_now() + sum({s.number: s.nbytes for s in (*self._operands, slab)}.values())
+        raise BudgetTooSmall(
+            f"the budget of {self.device.budget_bytes} bytes is too small for {', '.join(names)}: "
+            f"with what else is on the device, {needed} bytes are needed at this point",
+            needed_bytes=needed,
+            hint=f"give at least {needed} bytes",
+        )
+
+    def _fetch_ahead(self) -> None:
+        self._note_others()
+        self.window.capacity_bytes = self.capacity_bytes()
+        self._blocked = False
+        for action in self.policy.ahead(self._view(set(self._group))):
+            self._apply(action)
+
+    def _view(self, pinned: set[int]) -> View:
+        return View(self.window, self.order.future, pinned, self._is_busy)
+
+    def _is_busy(self, number: int) -> bool:
+        slab = self.slabs[number]
+        busy = (
+            (slab.loading is not None and not slab.loading.done())
+            or (slab.storing is not None and not slab.storing.done())
+            or (slab.dirty and self._has_content(slab))
+        )
+        self._blocked = self._blocked or busy
+        return busy
+
+    def _apply(self, action: Action) -> None:
+        if isinstance(action, Evict):
+            self._evict(self.slabs[action.slab])
+            return
+        for number in action.slabs:
+            self._load(self.slabs[number])
+        if not self.policy.overlaps:
+            for number in action.slabs:
+                if (copy := self.slabs[number].loading) is not None:
+                    copy.wait()
+
+    def _load(self, slab: Slab) -> None:
+        if slab.storing is not None:
+            slab.storing.wait()
+            slab.storing = None
+        try:
+            self.device.allocate(slab.flat, slab.nbytes)
+        except (DeviceOutOfMemory, torch.OutOfMemoryError):
+            self.make_room(slab.nbytes)
+            self.device.allocate(slab.flat, slab.nbytes)
+        self.window.hold(slab.number)
+        if slab.part == "weights":
+            self.loads += 1
+            self._weights_held += 1
+            self.peak_units = max(self.peak_units, self._weights_held)
+        if slab.host is not None and self._has_content(slab):
+            slab.loading = self.device.load(slab.flat, slab.host)
+
+    def _evict(self, slab: Slab) -> None:
+        if slab.loading is not None:
+            slab.loading.wait()
+            slab.loading = None
+        self._store_if_changed(slab)
+        if slab.storing is not None:
+            slab.storing.wait()
+            slab.storing = None
+        self.device.free(slab.flat)
+        self.window.drop(slab.number)
+        if slab.part == "weights":
+            self._weights_held -= 1
+
+    def _store_if_changed(self, slab: Slab) -> None:
+        if slab.dirty and slab.number in self.window.held:
+            if self._has_content(slab):
+                slab.storing = self.device.store(slab.ensure_host(self.device), slab.flat)
+            slab.dirty = False
+
+    def _leave_group(self) -> None:
+        if self._group and not self.window.everything_fits:
+            for number in self._group:
+                self._store_if_changed(self.slabs[number])
+        self._group = {}
+        self._group_units = set()
+
+    @staticmethod
+    def _has_content(slab: Slab) -> bool:
+        # zero_grad() only lets go of the tensors: that is how a gradient slab comes to mean nothing.
+        return slab.part != "gradients" or slab.has_live_gradients()
+
+    # ---- counting ---------------------------------------------------------------------------------
+
+    def _others_now(self) -> int:
+        return self.device.used_bytes() - self.window.bytes
+
+    def _note_others(self) -> None:
+        self._others_peak = max(self._others_peak, self._others_now())

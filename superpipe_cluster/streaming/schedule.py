@@ -1,0 +1,323 @@
+"""When to fetch and what to evict: the transfer schedule, as pure functions of what is held and what comes next.
+
+Owns the policies and the arithmetic of room. It moves no byte and knows no torch; the engine carries its actions out,
+and a forecast or a simulation can drive the very same objects.
+
+The `optimal` policy is integrated prefetching and caching: Cao, Felten, Karlin & Li, "A Study of Integrated Prefetching
+and Caching Strategies" (SIGMETRICS '95), whose four rules are
+
+1. fetch the next missing slab in the order of use,
+2. evict the slab whose next use is furthest away,
+3. never evict a slab that is needed before the one being fetched,
+4. start at the first moment possible.
+
+`sliding` is the window of "Superpipeline" (arXiv 2410.08791, section 3.2): k units held, k' replaced at a time.
+`naive` fetches k units, runs them, drops them, with no overlap. `whole` holds everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from superpipe_cluster.streaming.order import Future
+
+PolicyName = Literal["optimal", "sliding", "naive", "whole"]
+POLICIES: tuple[PolicyName, ...] = ("optimal", "sliding", "naive", "whole")
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Bring these slabs in, as one batch."""
+
+    slabs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Evict:
+    """Give the device bytes of this slab back."""
+
+    slab: int
+
+
+Action = Fetch | Evict
+
+
+@dataclass
+class Window:
+    """What the device holds, in slabs, bytes and units, and how much it may hold.
+
+    Attributes:
+        sizes: bytes of each slab.
+        unit_of: the unit that each slab belongs to; a unit counts once, however many of its slabs are held.
+        capacity_bytes: most bytes of slabs that may be held, or None for no limit in bytes.
+        max_units: most units (`k`) that may be held, or None for no limit in units.
+    """
+
+    sizes: list[int] = field(default_factory=list)
+    unit_of: list[int] = field(default_factory=list)
+    capacity_bytes: int | None = None
+    max_units: int | None = None
+    held: dict[int, None] = field(default_factory=dict)  # a set in order of last use, oldest first
+    bytes: int = 0
+    peak_units: int = 0
+    _units: dict[int, int] = field(default_factory=dict)  # unit -> slabs of it that are held
+
+    def add_slab(self, nbytes: int, unit: int) -> int:
+        """Declare a slab and return its number."""
+        self.sizes.append(nbytes)
+        self.unit_of.append(unit)
+        return len(self.sizes) - 1
+
+    @property
+    def units(self) -> int:
+        """Units of which at least one slab is held."""
+        return len(self._units)
+
+    @property
+    def everything_fits(self) -> bool:
+        """Whether all declared slabs could be held at once."""
+        in_bytes = self.capacity_bytes is None or sum(self.sizes) <= self.capacity_bytes
+        return in_bytes and (self.max_units is None or len(set(self.unit_of)) <= self.max_units)
+
+    def has_room(self, slabs: Sequence[int], without: Collection[int] = ()) -> bool:
+        """Whether `slabs` could be held as well once the slabs in `without` were gone."""
+        if self.capacity_bytes is not None:
+            after = self.bytes + sum(self.sizes[s] for s in slabs) - sum(self.sizes[s] for s in without)
+            if after > self.capacity_bytes:
+                return False
+        if self.max_units is None:
+            return True
+        held = dict(self._units)
+        for slab in without:
+            held[self.unit_of[slab]] -= 1
+        units = {unit for unit, count in held.items() if count}
+        return len(units | {self.unit_of[slab] for slab in slabs}) <= self.max_units
+
+    def hold(self, slab: int) -> None:
+        """Count `slab` as held from now on."""
+        assert slab not in self.held
+        self.held[slab] = None
+        self.bytes += self.sizes[slab]
+        unit = self.unit_of[slab]
+        self._units[unit] = self._units.get(unit, 0) + 1
+        self.peak_units = max(self.peak_units, len(self._units))
+
+    def drop(self, slab: int) -> None:
+        """Count `slab` as gone."""
+        del self.held[slab]
+        self.bytes -= self.sizes[slab]
+        unit = self.unit_of[slab]
+        self._units[unit] -= 1
+        if not self._units[unit]:
+            del self._units[unit]
+
+    def touch(self, slab: int) -> None:
+        """Make `slab` the most recently used one."""
+        self.held[slab] = self.held.pop(slab)
+
+
+@dataclass
+class View:
+    """What a policy may look at when it decides.
+
+    Attributes:
+        window: what is held; a policy never changes it.
+        future: what comes next.
+        pinned: slabs in use at this moment; never evicted.
+        busy: tells whether a slab is still being copied, so that evicting it now would block.
+    """
+
+    window: Window
+    future: Future
+    pinned: set[int]
+    busy: Callable[[int], bool]
+
+    def victims_for(self, slabs: Sequence[int], *, needed_at: int, blocking: bool) -> list[int] | None:
+        """The evictions, furthest next use first, that make room for `slabs` together.
+
+        Args:
+            slabs: missing slabs to make room for.
+            needed_at: position of their use; nothing that is used before then is evicted (rule 3).
+            blocking: whether slabs that are still being copied may be evicted too.
+
+        Returns:
+            Slabs to evict, none if there is room already, or None if room cannot be made.
+        """
+        window = self.window
+        if window.has_room(slabs):
+            return []
+        candidates = [
+            held
+            for held in window.held
+            if held not in self.pinned and (blocking or not self.busy(held)) and self.future.next_use(held) > needed_at
+        ]
+        # A unit leaves only with its last slab, so where units are counted the slabs of one go together.
+        key = self.future.next_use if window.max_units is None else self._next_use_of_unit
+        candidates.sort(key=key, reverse=True)  # stable: among equals, the least recently used first
+        chosen: list[int] = []
+        for held in candidates:
+            chosen.append(held)
+            if window.has_room(slabs, chosen):
+                # An early choice may have turned out needless: a small slab, then one large enough alone.
+                for early in chosen[:-1]:
+                    if window.has_room(slabs, [one for one in chosen if one != early]):
+                        chosen.remove(early)
+                return chosen
+        return None
+
+    def _next_use_of_unit(self, slab: int) -> tuple[int, int]:
+        unit = self.window.unit_of[slab]
+        mates = (held for held in self.window.held if self.window.unit_of[held] == unit)
+        return min(self.future.next_use(mate) for mate in mates), unit
+
+    def units_ahead(self, start: int, count: int) -> tuple[list[int], int]:
+        """The slabs of the next `count` different units from position `start`, and the position where they end."""
+        window, sequence = self.window, self.future.sequence
+        units: set[int] = set()
+        slabs: dict[int, None] = {}
+        for at in range(start, len(sequence)):
+            unit = window.unit_of[sequence[at]]
+            if unit not in units and len(units) == count:
+                return list(slabs), at
+            units.add(unit)
+            slabs[sequence[at]] = None
+        return list(slabs), len(sequence)
+
+
+class Policy:
+    """Loading on demand only; the base of the others.
+
+    Actions are yielded one at a time and applied by the caller before it asks for the next, so `view.window` is always
+    the truth.
+    """
+
+    #: Whether copies run beside the computation; if not, every fetch is waited for at once.
+    overlaps: ClassVar[bool] = True
+
+    def miss(self, view: View, slab: int) -> Iterator[Action]:
+        """`slab` is needed now and is not held. Without a final `Fetch` of it, there was no room to make."""
+        victims = view.victims_for([slab], needed_at=-1, blocking=True)
+        if victims is not None:
+            yield from map(Evict, victims)
+            yield Fetch((slab,))
+
+    def ahead(self, view: View) -> Iterator[Action]:
+        """What to start now for later."""
+        del view
+        return iter(())
+
+    def look_again(self) -> None:
+        """Slabs were taken away for a reason outside the policy (pressure, a smaller budget)."""
+
+
+class OptimalPolicy(Policy):
+    """Integrated prefetching and caching, `k_prime` units per batch where there is time for that."""
+
+    def __init__(self, k_prime: int = 1) -> None:
+        self._k_prime = k_prime
+        self._future: Future | None = None
+        self._cursor = 0  # everything foreseen before this position is held or on its way
+
+    def ahead(self, view: View) -> Iterator[Action]:
+        """Fetch in the order of use for as long as rule 3 lets room be made."""
+        future, window = view.future, view.window
+        if future is not self._future:
+            self._future, self._cursor = future, 0
+        while True:
+            self._cursor = max(self._cursor, future.position)
+            while self._cursor < len(future.sequence) and future.sequence[self._cursor] in window.held:
+                self._cursor += 1
+            if self._cursor == len(future.sequence):
+                return
+            batch, last = self._next_batch(view)
+            victims = view.victims_for(batch, needed_at=last, blocking=False)
+            if victims is None and len(batch) > 1 and self._imminent(view):
+                batch = batch[:1]
+                victims = view.victims_for(batch, needed_at=self._cursor, blocking=False)
+            if victims is None:
+                return
+            yield from map(Evict, victims)
+            yield Fetch(tuple(batch))
+
+    def look_again(self) -> None:
+        """What lay before the cursor may be missing again."""
+        self._cursor = 0
+
+    def _next_batch(self, view: View) -> tuple[list[int], int]:
+        """Missing slabs of the next `k_prime` units from the cursor on, and the position of the last of them."""
+        window, sequence = view.window, view.future.sequence
+        if self._k_prime == 1:
+            return [sequence[self._cursor]], self._cursor
+        ahead, end = view.units_ahead(self._cursor, self._k_prime)
+        return [slab for slab in ahead if slab not in window.held], end - 1
+
+    def _imminent(self, view: View) -> bool:
+        """Whether only the running unit stands between now and the next missing slab."""
+        between = view.future.sequence[view.future.position : self._cursor]
+        return len({view.window.unit_of[slab] for slab in between}) <= 1
+
+
+class SlidingPolicy(Policy):
+    """The window of the Superpipeline paper: `k` units held; after `k_prime` have run they make room for the next."""
+
+    def __init__(self, k: int, k_prime: int) -> None:
+        self._k = k
+        self._k_prime = k_prime
+        self._future: Future | None = None
+        self._next_move = 0
+
+    def ahead(self, view: View) -> Iterator[Action]:
+        """Move the window on when `k_prime` units have run since it moved last."""
+        start = view.future.position - 1
+        if start < 0 or (view.future is self._future and start < self._next_move):
+            return
+        self._future = view.future
+        _, self._next_move = view.units_ahead(start, self._k_prime)
+        target, _ = view.units_ahead(start, self._k)
+        for held in [held for held in view.window.held if held not in target and held not in view.pinned]:
+            yield Evict(held)
+        missing: list[int] = []
+        for slab in target:
+            if slab not in view.window.held and view.window.has_room([*missing, slab]):
+                missing.append(slab)
+        if missing:
+            yield Fetch(tuple(missing))
+
+
+class NaivePolicy(Policy):
+    """Fetch `k` units and wait, run them, drop them, fetch the next `k`."""
+
+    overlaps = False
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+
+    def miss(self, view: View, slab: int) -> Iterator[Action]:
+        """Drop all, then take as many of the next `k` units as there is room for."""
+        for held in [held for held in view.window.held if held not in view.pinned]:
+            yield Evict(held)
+        batch = [slab]
+        if not view.window.has_room(batch):
+            return
+        ahead, _ = view.units_ahead(view.future.position, self._k)
+        for other in ahead:
+            if other not in view.window.held and other != slab and view.window.has_room([*batch, other]):
+                batch.append(other)
+        yield Fetch(tuple(batch))
+
+
+class WholePolicy(Policy):
+    """Everything stays on the device from its first use on."""
+
+
+def make_policy(name: PolicyName, *, k: int, k_prime: int) -> Policy:
+    """The policy called `name` for a window of `k` units moved `k_prime` at a time."""
+    if name == "sliding":
+        return SlidingPolicy(k, k_prime)
+    if name == "naive":
+        return NaivePolicy(k)
+    if name == "whole":
+        return WholePolicy()
+    return OptimalPolicy(k_prime)

@@ -1,0 +1,185 @@
+"""Which parameters move together: finds the units of any model.
+
+Owns the partition and nothing of its movement. The partition decides speed, never correctness: what an operator reads
+is loaded whatever unit it is in.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
+
+from superpipe_cluster.errors import Unstreamable
+
+#: A repeated block that holds more than this share of all bytes is opened if it has repeated blocks inside.
+_LARGEST_BLOCK = 0.25
+#: A model without repeated blocks is cut into about this many units.
+_UNITS_WITHOUT_BLOCKS = 16
+
+
+@dataclass
+class Unit:
+    """A part of a model that moves as one piece.
+
+    Attributes:
+        name: qualified name of its module, or `first..last` for a run of modules.
+        parameters: qualified name -> parameter, each parameter in one unit only.
+    """
+
+    name: str
+    parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters, without alignment."""
+        return sum(parameter.nbytes for parameter in self.parameters.values())
+
+
+@dataclass
+class Partition:
+    """The units of a model in order of registration, and what always stays on the device."""
+
+    units: list[Unit]
+    resident: dict[str, torch.Tensor]
+
+
+def partition(model: nn.Module) -> Partition:
+    """Split `model` into units.
+
+    Repeated blocks (children of one class in a `ModuleList`, `Sequential` or any other container) are one unit each; a
+    block that is large and itself holds repeated blocks is opened. What lies outside blocks (embeddings, norms, heads,
+    parameters owned by containers) is gathered, in order of registration, into units of about the size of a block.
+
+    Buffers stay on the device, and so do parameters that are no plain dense tensors or that share their storage with
+    another parameter object (a parameter object used in several places is simply one parameter).
+
+    Raises:
+        Unstreamable: a parameter has no data yet (lazy modules, `device="meta"`).
+    """
+    streamable, resident = _sort_out(model)
+    total = sum(parameter.nbytes for parameter in streamable.values())
+    names = {id(parameter): name for name, parameter in streamable.items()}
+
+    pieces = list(_pieces(model, "", total, names))
+    blocks = [piece for piece in pieces if piece.is_block]
+    target = max((piece.nbytes for piece in blocks), default=max(1, total // _UNITS_WITHOUT_BLOCKS))
+
+    units: list[Unit] = []
+    run: list[_Piece] = []
+
+    def close_run() -> None:
+        if run:
+            name = run[0].name if len(run) == 1 else f"{run[0].name}..{run[-1].name}"
+            units.append(Unit(name, {n: p for piece in run for n, p in piece.parameters.items()}))
+            run.clear()
+
+    for piece in pieces:
+        if piece.is_block:
+            close_run()
+            units.append(Unit(piece.name, piece.parameters))
+            continue
+        if run and sum(one.nbytes for one in run) + piece.nbytes > target:
+            close_run()
+        run.append(piece)
+    close_run()
+    return Partition(units, resident)
+
+
+@dataclass
+class _Piece:
+    name: str
+    parameters: dict[str, nn.Parameter]
+    is_block: bool
+
+    @property
+    def nbytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.parameters.values())
+
+
+def _sort_out(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torch.Tensor]]:
+    streamable: dict[str, nn.Parameter] = {}
+    resident: dict[str, torch.Tensor] = {}
+    by_storage: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
+            raise Unstreamable(
+                f"parameter {name} has no data yet",
+                hint="materialise the model first (run a lazy module once, load weights into a meta model)",
+            )
+        if type(parameter) is nn.Parameter and type(parameter.data) is torch.Tensor and _is_dense(parameter):
+            streamable[name] = parameter
+            by_storage[parameter.untyped_storage()._cdata].append(name)
+        else:
+            resident[name] = parameter
+    for sharing in by_storage.values():
+        # Views of one storage (a fused weight, `tied.data = other.data`) can only move as what they are: one memory.
+        if len(sharing) > 1 and _overlap([streamable[name] for name in sharing]):
+            resident.update({name: streamable.pop(name) for name in sharing})
+    resident.update(model.named_buffers())
+    return streamable, resident
+
+
+def _is_dense(parameter: torch.Tensor) -> bool:
+    if parameter.layout is not torch.strided or parameter.numel() == 0 or parameter.is_quantized:
+        return False
+    return torch.empty_like(parameter, device="meta").stride() == parameter.stride() or parameter.is_contiguous()
+
+
+def _overlap(parameters: list[nn.Parameter]) -> bool:
+    ends = 0
+    for start, end in sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters):
+        if start < ends:
+            return True
+        ends = end
+    return False
+
+
+def _pieces(module: nn.Module, name: str, total: int, names: dict[int, str]) -> Iterator[_Piece]:
+    """Blocks and single owners of parameters under `module`, in order; `names` shrinks as parameters are given out."""
+    own = _take(module.parameters(recurse=False), names)
+    if own:
+        yield _Piece(name or type(module).__name__, own, is_block=False)
+    blocks = _repeated(module, total, names)
+    for child_name, child in module.named_children():
+        qualified = f"{name}.{child_name}" if name else child_name
+        if child_name in blocks:
+            taken = _take(child.parameters(), names)
+            if taken:
+                yield _Piece(qualified, taken, is_block=True)
+        else:
+            yield from _pieces(child, qualified, total, names)
+
+
+def _take(parameters: Iterator[nn.Parameter], names: dict[int, str]) -> dict[str, nn.Parameter]:
+    return {names.pop(id(one)): one for one in parameters if id(one) in names}
+
+
+def _repeated(module: nn.Module, total: int, names: dict[int, str]) -> set[str]:
+    """Names of the children of `module` that are blocks to move whole."""
+    of_class: dict[type[nn.Module], list[str]] = defaultdict(list)
+    for name, child in module.named_children():
+        if any(True for _ in child.children()):  # a leaf is no block: two norms side by side do not make a layer
+            of_class[type(child)].append(name)
+    blocks: set[str] = set()
+    for siblings in of_class.values():
+        if len(siblings) < 2:
+            continue
+        for name in siblings:
+            child = module.get_submodule(name)
+            size = sum(one.nbytes for one in child.parameters() if id(one) in names)
+            if size <= _LARGEST_BLOCK * total or not _has_blocks_inside(child):
+                blocks.add(name)
+    return blocks
+
+
+def _has_blocks_inside(module: nn.Module) -> bool:
+    for inner in module.modules():
+        classes = [type(child) for child in inner.children() if any(True for _ in child.children())]
+        if len(classes) != len(set(classes)):
+            return True
+    return False
