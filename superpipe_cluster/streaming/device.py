@@ -14,6 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -56,6 +57,7 @@ class Device(Protocol):
     stall_s: float
     h2d_bytes: int
     d2h_bytes: int
+    batches_in_flight: int
 
     def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
         """Give the emptied storage of `flat` its `nbytes` back, contents undefined."""
@@ -91,6 +93,10 @@ class Device(Protocol):
 
     def charge(self, nbytes: int) -> None:
         """Count bytes that appeared outside `allocate` (negative: that went away)."""
+        ...
+
+    def pace(self) -> None:
+        """Another unit is about to run: keep the program from deciding too far ahead of the computation."""
         ...
 
     def close(self) -> None:
@@ -163,6 +169,8 @@ _POISON = 0xFF  # every float format reads all-ones as NaN
 class CpuDevice:
     """A virtual device. With `poison`, freed and not yet loaded bytes read as NaN."""
 
+    batches_in_flight = 1
+
     def __init__(self, spec: VirtualDevice, budget_bytes: int | None, *, poison: bool = False) -> None:
         self.torch_device = torch.device("cpu")
         self.budget_bytes = budget_bytes if budget_bytes is not None else spec.capacity_bytes
@@ -218,6 +226,9 @@ class CpuDevice:
         self._used = used
         self._peak = max(self._peak, used)
 
+    def pace(self) -> None:
+        pass  # the computation runs in the program's own thread
+
     def close(self) -> None:
         self._host_to_device.stop()
         self._device_to_host.stop()
@@ -245,7 +256,13 @@ class CudaDevice:
     Slabs are allocated and freed in the order of the compute stream, and each copy waits for an event recorded on it,
     so a block that the allocator hands out again is never overwritten while a kernel still reads it. Neither
     `synchronize` nor `record_stream` is needed for that.
+
+    [Note: pacing] Kernels are queued long before they run. A program that is many units ahead would choose what to evict
+    from a picture of the future device, and see every copy as still under way. So it waits, at the start of a unit, for
+    the unit before the last to have run; one unit's kernels stay queued, which keeps the GPU busy.
     """
+
+    batches_in_flight = 2  # one for the unit that runs, one for the unit that is being queued
 
     def __init__(self, torch_device: torch.device, budget_bytes: int | None) -> None:
         if not torch.cuda.is_available():
@@ -268,6 +285,7 @@ class CudaDevice:
             self.budget_bytes = budget_bytes - context
         self._h2d = torch.cuda.Stream(torch_device)
         self._d2h = torch.cuda.Stream(torch_device)
+        self._begun: deque[torch.cuda.Event] = deque()
         torch.cuda.reset_peak_memory_stats(torch_device)
 
     def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
@@ -315,10 +333,17 @@ class CudaDevice:
     def charge(self, nbytes: int) -> None:
         pass  # the caching allocator counts by itself
 
+    def pace(self) -> None:
+        self._begun.append(torch.cuda.current_stream(self.torch_device).record_event())
+        if len(self._begun) > _UNITS_QUEUED:
+            self._begun.popleft().synchronize()
+
     def close(self) -> None:
         torch.cuda.current_stream(self.torch_device).wait_stream(self._h2d)
         torch.cuda.synchronize(self.torch_device)  # host masters are read by the CPU from here on
 
+
+_UNITS_QUEUED = 2
 
 #: What a CUDA context may take at most before it is taken for a neighbour's memory (0.3-0.8 GiB is usual).
 _CONTEXT_BYTES = 1 << 30

@@ -70,6 +70,7 @@ class Engine:
     def begin_step(self) -> None:
         """The outermost forward starts."""
         self.order.begin_step()
+        self.policy.begin_step()
         self._others_peak_before, self._others_peak = self._others_peak, self._others_now()
 
     def require(self, slabs: Sequence[Slab]) -> None:
@@ -85,6 +86,7 @@ class Engine:
             if not units <= self._group_units:
                 self._leave_group()
                 self._group_units = units
+                self.device.pace()
                 entering = list(slabs)
             self._group.update((slab.number, None) for slab in entering)
             for slab in entering:
@@ -97,6 +99,8 @@ class Engine:
                 self._fetch_ahead()
         for slab in slabs:
             if slab.loading is not None:
+                if not slab.loading.done():
+                    self.policy.late()
                 slab.loading.wait()
                 slab.loading = None
 
@@ -116,13 +120,13 @@ class Engine:
         self.wrote(slab)
 
     def charge(self, nbytes: int) -> None:
-        """Count `nbytes` of a new tensor, making room by eviction if there is none.
+        """Count `nbytes` of a new tensor (negative: of one that died), making room by eviction if there is none.
 
         Raises:
             DeviceOutOfMemory: not even with everything evictable gone.
         """
         budget = self.device.budget_bytes
-        if budget is not None and self.device.used_bytes() + nbytes > budget:
+        if nbytes > 0 and budget is not None and self.device.used_bytes() + nbytes > budget:
             self.make_room(nbytes)
         self.device.charge(nbytes)
         self._note_others()
@@ -217,17 +221,21 @@ class Engine:
             self._apply(action)
 
     def _view(self, pinned: set[int]) -> View:
-        return View(self.window, self.order.future, pinned, self._is_busy)
+        return View(self.window, self.order.future, pinned, self._is_busy, self._is_arriving)
 
     def _is_busy(self, number: int) -> bool:
         slab = self.slabs[number]
         busy = (
-            (slab.loading is not None and not slab.loading.done())
+            self._is_arriving(number)
             or (slab.storing is not None and not slab.storing.done())
             or (slab.dirty and self._has_content(slab))
         )
         self._blocked = self._blocked or busy
         return busy
+
+    def _is_arriving(self, number: int) -> bool:
+        loading = self.slabs[number].loading
+        return loading is not None and not loading.done()
 
     def _apply(self, action: Action) -> None:
         if isinstance(action, Evict):

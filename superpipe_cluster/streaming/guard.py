@@ -1,6 +1,6 @@
 """The read guard: sees every operator before it runs and has what it reads brought to the device.
 
-Owns the interception and the count of tensors that operators make. It decides nothing about residency.
+Owns the interception. It decides nothing about residency.
 
 [Note: recording] Which call reads which parameter cannot be told from module ownership: weights are tied, parents use
 their children's parameters, checkpointing runs modules again in backward, optimizers and clipping touch everything. So
@@ -14,8 +14,6 @@ An operator that writes to a slab makes it dirty; views that autograd takes with
 from __future__ import annotations
 
 import threading
-import weakref
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from superpipe_cluster.streaming.engine import Engine
+from superpipe_cluster.streaming.live import LiveTensors
 from superpipe_cluster.streaming.slab import Slab
 
 # These neither read nor check the bytes of their input, so they work on an evicted slab.
@@ -50,9 +49,7 @@ class ReadGuard(TorchDispatchMode):
         self._slabs: dict[int, tuple[Engine, Slab]] = {}  # storage -> its slab
         self._engines: list[Engine] = []
         self._traits: dict[OpOverload, _Traits] = {}
-        self._counted: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        # Callbacks of dying tensors come at any moment, in the middle of counting too: they only leave a note here.
-        self._died: deque[tuple[Engine, int]] = deque()
+        self._live: dict[Engine, LiveTensors] = {}  # of virtual devices; CUDA's allocator counts by itself
         self._threads = threading.local()
 
     # ---- who is guarded -----------------------------------------------------------------------------
@@ -60,6 +57,8 @@ class ReadGuard(TorchDispatchMode):
     def attach(self, engine: Engine) -> None:
         """Guard the slabs of `engine`, beginning in this thread."""
         self._engines.append(engine)
+        if engine.device.torch_device.type == "cpu":
+            self._live[engine] = LiveTensors(engine.charge, not_counted=self._slabs)
         for slab in engine.slabs:
             self.add_slab(engine, slab)
         if not self.active:
@@ -72,6 +71,7 @@ class ReadGuard(TorchDispatchMode):
     def detach(self, engine: Engine) -> None:
         """Stop guarding `engine`; with the last one gone, leave this thread."""
         self._engines.remove(engine)
+        self._live.pop(engine, None)
         for slab in engine.slabs:
             del self._slabs[slab.storage_key]
         if not self._engines and self.active:
@@ -101,11 +101,17 @@ class ReadGuard(TorchDispatchMode):
         finally:
             self._threads.suspended = before
 
+    def settle(self, engine: Engine) -> None:
+        """Bring the count of `engine`'s device bytes up to date with the tensors that have died."""
+        if engine in self._live:
+            self._live[engine].settle()
+
     def begin_step(self, engine: Engine) -> None:
         """The outermost forward of `engine`'s model starts; new tensors count for it from now on."""
         if self._engines[-1] is not engine:
             self._engines.remove(engine)
             self._engines.append(engine)
+        self.settle(engine)
         with self.suspended():
             engine.begin_step()
 
@@ -113,8 +119,6 @@ class ReadGuard(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._died:
-            self.settle_deaths()
         if func in _PASSES or getattr(self._threads, "suspended", False):
             return func(*args, **kwargs)
         traits = self._traits.get(func) or self._learn(func)
@@ -127,12 +131,13 @@ class ReadGuard(TorchDispatchMode):
             if traits.is_foreach and len({slab.unit for _, slab in found.values()}) > 1:
                 return self._unit_by_unit(func, args, kwargs)
             for engine in {id(engine): engine for engine, _ in found.values()}.values():
+                self.settle(engine)
                 engine.require([slab for owner, slab in found.values() if owner is engine])
         result = self._run(func, args, kwargs)
         if found and traits.writes:
             self._mark_written(traits, args, kwargs)
-        if traits.makes_tensors:
-            self._count(result)
+        if traits.makes_tensors and self._engines and self._engines[-1] in self._live:
+            self._live[self._engines[-1]].see(result)
         return result
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -202,36 +207,6 @@ class ReadGuard(TorchDispatchMode):
         traits = _Traits(tuple(writes), makes, schema.name.startswith(_FOREACH))
         self._traits[func] = traits
         return traits
-
-    # ---- counting new tensors (virtual devices; CUDA's allocator counts by itself) -----------------------
-
-    def _count(self, result: Any) -> None:
-        if isinstance(result, torch.Tensor):
-            engine = self._engines[-1] if self._engines else None
-            if engine is None or result.device.type != "cpu" or engine.device.torch_device.type != "cpu":
-                return
-            try:
-                storage = result.untyped_storage()
-            except NotImplementedError:
-                return
-            key, nbytes = storage._cdata, storage.nbytes()
-            if nbytes and key not in self._counted and key not in self._slabs:
-                engine.charge(nbytes)
-
-                def died(_: object, counted: Any = self._counted, notes: Any = self._died) -> None:
-                    counted.pop(key, None)
-                    notes.append((engine, nbytes))
-
-                self._counted[key] = weakref.ref(storage, died)
-        elif isinstance(result, (list, tuple)):
-            for one in result:
-                self._count(one)
-
-    def settle_deaths(self) -> None:
-        """Give back the bytes of counted tensors that are gone."""
-        while self._died:
-            engine, nbytes = self._died.popleft()
-            engine.device.charge(-nbytes)
 
 
 #: The one guard of this process.

@@ -127,12 +127,14 @@ class View:
         future: what comes next.
         pinned: slabs in use at this moment; never evicted.
         busy: tells whether a slab is still being copied, so that evicting it now would block.
+        arriving: tells whether a slab is on its way to the device.
     """
 
     window: Window
     future: Future
     pinned: set[int]
     busy: Callable[[int], bool]
+    arriving: Callable[[int], bool]
 
     def victims_for(self, slabs: Sequence[int], *, needed_at: int, blocking: bool) -> list[int] | None:
         """The evictions, furthest next use first, that make room for `slabs` together.
@@ -211,14 +213,38 @@ class Policy:
     def look_again(self) -> None:
         """Slabs were taken away for a reason outside the policy (pressure, a smaller budget)."""
 
+    def late(self) -> None:
+        """The computation had to wait for a copy that was already under way, or not even started."""
+
+    def begin_step(self) -> None:
+        """A step starts."""
+
+
+_CALM_STEPS = 16
+_FURTHEST_LEAD = 1 << 10  # units; as good as no limit
+
 
 class OptimalPolicy(Policy):
-    """Integrated prefetching and caching, `k_prime` units per batch where there is time for that."""
+    """Integrated prefetching and caching, `k_prime` units per batch where there is time for that.
 
-    def __init__(self, k_prime: int = 1) -> None:
+    The four rules say in which order and at whose expense. Two more say when, for a choice of what to evict is the
+    better the later it is made:
+
+    * One batch at a time (`in_flight`). What would only queue behind another copy is not started; where the link is the
+      bottleneck this keeps a resident set, interleaved with what is streamed.
+    * No further ahead than `lead` units. The lead grows when the computation had to wait and shrinks after many steps in
+      which it never did; where the computation is the bottleneck this keeps the loads near their minimum, and so leaves
+      the link to others.
+    """
+
+    def __init__(self, k_prime: int = 1, in_flight: int = 1) -> None:
         self._k_prime = k_prime
+        self._in_flight = in_flight
         self._future: Future | None = None
         self._cursor = 0  # everything foreseen before this position is held or on its way
+        self._lead = max(1, k_prime)
+        self._calm = 0  # steps in a row without a wait
+        self._was_late = False
 
     def ahead(self, view: View) -> Iterator[Action]:
         """Fetch in the order of use for as long as rule 3 lets room be made."""
@@ -229,7 +255,7 @@ class OptimalPolicy(Policy):
             self._cursor = max(self._cursor, future.position)
             while self._cursor < len(future.sequence) and future.sequence[self._cursor] in window.held:
                 self._cursor += 1
-            if self._cursor == len(future.sequence):
+            if self._cursor == len(future.sequence) or self._link_is_taken(view) or self._is_early(view):
                 return
             batch, last = self._next_batch(view)
             victims = view.victims_for(batch, needed_at=last, blocking=False)
@@ -252,6 +278,32 @@ class OptimalPolicy(Policy):
             return [sequence[self._cursor]], self._cursor
         ahead, end = view.units_ahead(self._cursor, self._k_prime)
         return [slab for slab in ahead if slab not in window.held], end - 1
+
+    def late(self) -> None:
+        """The next step starts its copies earlier, if this one could have foreseen the need at all."""
+        self._was_late = self._future is not None and bool(self._future.sequence)
+
+    def begin_step(self) -> None:
+        """Draw the lesson of the last step."""
+        if self._was_late:
+            self._lead, self._calm = min(2 * self._lead, _FURTHEST_LEAD), 0
+        else:
+            self._calm += 1
+            if self._calm == _CALM_STEPS:
+                self._lead, self._calm = max(1, self._k_prime, self._lead // 2), 0
+        self._was_late = False
+
+    def _link_is_taken(self, view: View) -> bool:
+        ahead = view.future.sequence[view.future.position : self._cursor]
+        under_way = {view.window.unit_of[slab] for slab in ahead if view.arriving(slab)}
+        return len(under_way) > (self._in_flight - 1) * self._k_prime
+
+    def _is_early(self, view: View) -> bool:
+        if self._lead >= len(view.window.sizes):
+            return False
+        start = max(0, view.future.position - 1)  # the unit that is running
+        _, end = view.units_ahead(start, self._lead + 1)
+        return self._cursor >= end
 
     def _imminent(self, view: View) -> bool:
         """Whether only the running unit stands between now and the next missing slab."""
@@ -312,12 +364,20 @@ class WholePolicy(Policy):
     """Everything stays on the device from its first use on."""
 
 
-def make_policy(name: PolicyName, *, k: int, k_prime: int) -> Policy:
-    """The policy called `name` for a window of `k` units moved `k_prime` at a time."""
+def make_policy(name: PolicyName, *, k: int, k_prime: int, in_flight: int = 1) -> Policy:
+    """The policy called `name` for a window of `k` units moved `k_prime` at a time.
+
+    Args:
+        name: which one.
+        k: units that the window holds.
+        k_prime: units per batch.
+        in_flight: batches that may be under way at once (`optimal`); more than one only where decisions are taken ahead
+            of the computation.
+    """
     if name == "sliding":
         return SlidingPolicy(k, k_prime)
     if name == "naive":
         return NaivePolicy(k)
     if name == "whole":
         return WholePolicy()
-    return OptimalPolicy(k_prime)
+    return OptimalPolicy(k_prime, in_flight)

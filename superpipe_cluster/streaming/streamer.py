@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from superpipe_cluster.errors import BadInput, BudgetTooSmall, Unstreamable
 from superpipe_cluster.streaming.device import VirtualDevice, open_device
@@ -112,7 +113,8 @@ class Streamer:
     def stats(self) -> StreamStats:
         """What has happened so far."""
         engine, device = self._engine, self._engine.device
-        GUARD.settle_deaths()
+        if self._hooks:
+            GUARD.settle(engine)
         return StreamStats(
             units=len(engine.weights),
             k=self._k,
@@ -187,6 +189,7 @@ class Streamer:
                 "backward(create_graph=True) keeps a graph of the gradients, which streaming would cut",
                 hint="train without second-order gradients, or do not stream this model",
             )
+        GUARD.settle(self._engine)
         with GUARD.suspended():
             self._engine.take_gradient(parameter, self._gradient_slab[parameter])
 
@@ -246,7 +249,8 @@ def stream(
             if tensor.device != opened.torch_device:
                 _move(model, name, tensor, opened.torch_device)
         window_k, batch = _window(parts, opened.budget_bytes, k, k_prime, policy)
-        engine = Engine(parts, opened, make_policy(policy, k=window_k, k_prime=batch), max_units=k)
+        chosen = make_policy(policy, k=window_k, k_prime=batch, in_flight=opened.batches_in_flight)
+        engine = Engine(parts, opened, chosen, max_units=k)
     except BaseException:
         opened.close()
         raise
@@ -263,6 +267,12 @@ def _check_keywords(
             raise BadInput(f"{name} must be at least 1, not {value}", hint=f"leave {name} out to have it chosen")
     if k is not None and k_prime is not None and k_prime > k:
         raise BadInput(f"k_prime ({k_prime}) cannot be larger than k ({k})", hint=f"use k_prime={k} or less")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
+            raise Unstreamable(
+                f"parameter {name} has no data yet",
+                hint="materialise the model first (run a lazy module once, load weights into a meta model)",
+            )
     for hook in model._forward_pre_hooks.values():
         if isinstance(getattr(hook, "__self__", None), Streamer):
             raise Unstreamable("this model is being streamed already", hint="close() its streamer first")

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
-
-from superpipe_cluster.errors import Unstreamable
+from torch._subclasses.fake_tensor import FakeTensor
 
 #: A repeated block that holds more than this share of all bytes is opened if it has repeated blocks inside.
 _LARGEST_BLOCK = 0.25
@@ -57,9 +55,6 @@ def partition(model: nn.Module) -> Partition:
 
     Buffers stay on the device, and so do parameters that are no plain dense tensors or that share their storage with
     another parameter object (a parameter object used in several places is simply one parameter).
-
-    Raises:
-        Unstreamable: a parameter has no data yet (lazy modules, `device="meta"`).
     """
     streamable, resident = _sort_out(model)
     total = sum(parameter.nbytes for parameter in streamable.values())
@@ -106,12 +101,7 @@ def _sort_out(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torc
     resident: dict[str, torch.Tensor] = {}
     by_storage: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
-            raise Unstreamable(
-                f"parameter {name} has no data yet",
-                hint="materialise the model first (run a lazy module once, load weights into a meta model)",
-            )
-        if type(parameter) is nn.Parameter and type(parameter.data) is torch.Tensor and _is_dense(parameter):
+        if _is_plain(parameter):
             streamable[name] = parameter
             by_storage[parameter.untyped_storage()._cdata].append(name)
         else:
@@ -124,7 +114,11 @@ def _sort_out(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torc
     return streamable, resident
 
 
-def _is_dense(parameter: torch.Tensor) -> bool:
+def _is_plain(parameter: torch.Tensor) -> bool:
+    """Whether it is an ordinary dense tensor; a fake one (in a profile) is what it stands for."""
+    if not isinstance(parameter, FakeTensor):
+        if type(parameter) is not nn.Parameter or type(parameter.data) is not torch.Tensor:
+            return False
     if parameter.layout is not torch.strided or parameter.numel() == 0 or parameter.is_quantized:
         return False
     return torch.empty_like(parameter, device="meta").stride() == parameter.stride() or parameter.is_contiguous()

@@ -1,0 +1,106 @@
+"""The plan of a job: byte counts of its model, and the arithmetic from a budget to `k`.
+
+Owns the numbers and what follows from them. How they are found is `profile`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How to run one step of a job's model, as its worker program declares it.
+
+    Attributes:
+        model: the model, built with whatever the probe's caller made of tensors (fake ones: no memory, no weights).
+        step: runs one forward, or one forward and backward of one micro-batch.
+        optimizer: makes the job's optimizer for some parameters, None if the job does not train.
+    """
+
+    model: nn.Module
+    step: Callable[[], object]
+    optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a model takes, in bytes.
+
+    Attributes:
+        unit_bytes: weights of each unit.
+        largest_unit_bytes: weights, gradients and optimizer state of the unit where they are largest.
+        resident_bytes: what always stays on the device: buffers, and parameters that cannot be streamed.
+        activation_bytes: most bytes of activations and temporaries at any moment of a step.
+        streamed_bytes: weights, gradients and optimizer state of all units.
+        overhead_bytes: what the device itself takes (a CUDA context).
+    """
+
+    unit_bytes: tuple[int, ...]
+    largest_unit_bytes: int
+    resident_bytes: int
+    activation_bytes: int
+    streamed_bytes: int
+    overhead_bytes: int = 0
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return len(self.unit_bytes)
+
+    @property
+    def model_bytes(self) -> int:
+        """Weights and buffers of the whole model."""
+        return sum(self.unit_bytes) + self.resident_bytes
+
+    @property
+    def _always_bytes(self) -> int:
+        return self.overhead_bytes + self.resident_bytes + self.activation_bytes
+
+    @property
+    def floor_bytes(self) -> int:
+        """The smallest workable budget: the largest unit with all that belongs to it, beside what always stays."""
+        return self._always_bytes + self.largest_unit_bytes
+
+    @property
+    def whole_bytes(self) -> int:
+        """The budget from which on nothing is ever evicted."""
+        return self._always_bytes + self.streamed_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Host RAM of the master copies, once gradients and optimizer state have theirs."""
+        return self.streamed_bytes + self.resident_bytes
+
+    def k(self, budget_bytes: int) -> int:
+        """Units whose weights a budget can hold at once (0 below the floor)."""
+        room, count = budget_bytes - self._always_bytes, 0
+        for size in sorted(self.unit_bytes):
+            room -= size
+            if room < 0:
+                break
+            count += 1
+        return count if budget_bytes >= self.floor_bytes else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form: the fields, and the derived figures that people look at."""
+        return {
+            **asdict(self),
+            "units": self.units,
+            "model_bytes": self.model_bytes,
+            "floor_bytes": self.floor_bytes,
+            "whole_bytes": self.whole_bytes,
+            "host_bytes": self.host_bytes,
+        }
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote; unknown keys of a newer version are left out."""
+        fields = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
+        return cls(**{**fields, "unit_bytes": tuple(fields["unit_bytes"])})

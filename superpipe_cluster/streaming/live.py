@@ -1,0 +1,60 @@
+"""How many bytes the tensors take that operators make: each is counted when it appears and again when it dies.
+
+Owns the counting alone. On a virtual device it is what the memory allocator of a GPU would know; in a profile of a model
+that has no memory at all (fake tensors) it is what a run would need.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Container
+from typing import Any
+
+import torch
+
+
+class LiveTensors:
+    """Reports the bytes of new storages, and takes them back when the last tensor on one is gone.
+
+    Args:
+        charge: called with the bytes of each new storage, and with the negative of it after its death.
+        not_counted: storages (by identity) that are accounted for elsewhere.
+    """
+
+    def __init__(self, charge: Callable[[int], None], not_counted: Container[int] = ()) -> None:
+        self._charge = charge
+        self._not_counted = not_counted
+        self._living: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        # Tensors die at any moment, in the middle of counting and in other threads too: a death only leaves a note.
+        self._died: deque[int] = deque()
+
+    def see(self, result: Any) -> None:
+        """Count the new tensors among the results of an operator."""
+        if isinstance(result, torch.Tensor):
+            self._see(result)
+        elif isinstance(result, (list, tuple)):
+            for one in result:
+                self.see(one)
+
+    def settle(self) -> None:
+        """Take back the bytes of what has died."""
+        while self._died:
+            self._charge(-self._died.popleft())
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        try:
+            storage = tensor.untyped_storage()
+        except NotImplementedError:  # sparse and other layouts without one storage
+            return
+        key, nbytes = storage._cdata, storage.nbytes()
+        if not nbytes or key in self._living or key in self._not_counted:
+            return
+        self._charge(nbytes)
+        living, died = self._living, self._died
+
+        def on_death(_: object) -> None:
+            living.pop(key, None)
+            died.append(nbytes)
+
+        self._living[key] = weakref.ref(storage, on_death)
