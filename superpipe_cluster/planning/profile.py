@@ -24,13 +24,14 @@ CUDA_CONTEXT_BYTES = 768 << 20
 
 
 class _PeakBytes(TorchDispatchMode):
-    """The most bytes of operator results that are alive at once."""
+    """The most bytes of operator results that are alive at once; views of the model's own tensors are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.now = 0
         self.peak = 0
-        self._live = LiveTensors(self._charge)
+        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+        self._live = LiveTensors(self._charge, not_counted=own)
 
     def _charge(self, nbytes: int) -> None:
         self.now += nbytes
@@ -82,7 +83,7 @@ def _peak_of_step(probe: Probe) -> int:
     hooks = [
         p.register_post_accumulate_grad_hook(leave) for p in probe.model.parameters() if p.requires_grad
     ]
-    with _PeakBytes() as live:
+    with _PeakBytes(probe.model) as live:
         probe.step()
     for hook in hooks:
         hook.remove()

@@ -88,6 +88,11 @@ class Streamer:
                 self._hooks.append(module.register_state_dict_post_hook(on_state_dict))
         GUARD.attach(engine)
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs must be."""
+        return self._engine.device.torch_device
+
     # ---- use ------------------------------------------------------------------------------------------
 
     def optimizer(

@@ -1,0 +1,51 @@
+# Every target sets up what it needs, in .venv; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long test-gpu lint format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on one device (about a minute)
+	$(BIN)/python -m bench.demo
+
+test: $(VENV)/.test ## Set up, then run the tests
+	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.test ## The tests that take long
+	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-gpu: $(VENV)/.test ## The tests that need a CUDA device
+	$(BIN)/python -m pytest tests/gpu -m gpu
+
+lint: $(VENV)/.lint ## Set up, then ruff, pyright and the import rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.lint ## Format the sources
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## Remove the environment and what tools left behind
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache dist build
+
+$(VENV)/.runtime: $(INPUTS)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) --editable '.[lm,embedded]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(PIP) --group test
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.runtime
+	$(PIP) --group lint
+	@touch $@

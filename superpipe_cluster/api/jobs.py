@@ -1,0 +1,102 @@
+"""Routes about jobs: submit, list, show, cancel.
+
+Owns the HTTP side: what is taken, who may, what is answered. Planning, naming and all state belong to the
+service.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Path, Query, Response
+
+from superpipe_cluster.api.access import may_touch, require_touch
+from superpipe_cluster.api.auth import AService, AUser
+from superpipe_cluster.api.limits import check_json, check_text
+from superpipe_cluster.api.service import Code
+from superpipe_cluster.api.views import (
+    CancelRequest,
+    CodeUpload,
+    JobDetail,
+    JobList,
+    JobView,
+    SubmitRequest,
+    job_detail,
+    job_view,
+)
+from superpipe_cluster.errors import BadInput
+from superpipe_cluster.spec import JobSpec, parse
+from superpipe_cluster.spec.fields import NAME_PATTERN
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+# An id or a name has no slash and no leading dot, so it can never be a path.
+Ref = Annotated[
+    str, Path(pattern=NAME_PATTERN, description="Id of a job, or a name: the newest job of that name.")
+]
+
+
+@router.post("", status_code=201, summary="Put a job in the queue", response_model=JobDetail)
+def submit(
+    body: SubmitRequest,
+    user: AUser,
+    service: AService,
+    response: Response,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            pattern=r"^[!-~]{1,200}$",
+            description="The same key again answers the same job and makes no second.",
+        ),
+    ] = None,
+) -> JobDetail:
+    """Validate and plan a job, and queue it. What can never run is refused with the reason."""
+    check_json(body.spec, "spec")
+    spec = parse(body.spec)
+    record = service.submit(user, spec, _code(spec, body.code), idempotency_key)
+    response.headers["Location"] = f"/v1/jobs/{record.id}"
+    return job_detail(record)
+
+
+def _code(spec: JobSpec, upload: CodeUpload | None) -> Code | None:
+    if (upload is None) != (spec.own_program is None):
+        came = "no program" if upload is None else "a program"
+        raise BadInput(
+            f"the job's worker is `{spec.worker}`, and {came} came with it",
+            hint="`code` holds the text of the program that `worker` names by a path, and nothing else",
+        )
+    if upload is None:
+        return None
+    check_text(upload.text, "code.text")
+    check_text(upload.name, "code.name")
+    return Code(name=upload.name, text=upload.text)
+
+
+@router.get("", summary="The queue", response_model=JobList)
+def jobs(
+    user: AUser,
+    service: AService,
+    ended: Annotated[bool, Query(alias="all", description="Also the jobs that are over.")] = False,
+    of_user: Annotated[
+        str | None, Query(alias="user", pattern=NAME_PATTERN, description="Only this user's.")
+    ] = None,
+) -> JobList:
+    """Everybody's jobs, oldest first."""
+    records = service.jobs(user, ended=ended, of_user=of_user)
+    return JobList(jobs=tuple(job_view(record, private=not may_touch(user, record)) for record in records))
+
+
+@router.get("/{ref}", summary="All about a job", response_model=JobDetail)
+def job(ref: Ref, user: AUser, service: AService) -> JobDetail:
+    """The job with its spec, plan and events."""
+    record = service.job(user, ref)
+    require_touch(user, record)
+    return job_detail(record, tuple(service.events(user, record.id)))
+
+
+@router.post("/{ref}/cancel", summary="Stop a job", response_model=JobView)
+def cancel(ref: Ref, user: AUser, service: AService, body: CancelRequest | None = None) -> JobView:
+    """Stop a job. A waiting one is over at once; a running one saves first, unless forced."""
+    record = service.job(user, ref)
+    require_touch(user, record)
+    return job_view(service.cancel(user, record.id, force=body is not None and body.force))

@@ -1,0 +1,45 @@
+"""Options and connections that several verbs share.
+
+Owns `-o json` and how a verb gets its client. Imports the client only when there is something to ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from superpipe_cluster.cli.words import note
+
+if TYPE_CHECKING:
+    from superpipe_cluster.client import Client
+
+#: Where the API listens unless told otherwise.
+DEFAULT_PORT = 7077
+
+#: Where the API listens unless told otherwise.
+DEFAULT_PORT = 7077
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def output_option(function: F) -> F:
+    """`-o json`: the verb gets `as_json: bool`."""
+    return click.option(
+        "-o",
+        "--output",
+        "as_json",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        show_default=True,
+        callback=lambda ctx, param, value: value == "json",
+        help="How to print.",
+    )(function)
+
+
+def open_client() -> Client:
+    """A client of the cluster that the environment names; its retries are announced on stderr."""
+    from superpipe_cluster.client import Client
+
+    return Client(on_retry=note)

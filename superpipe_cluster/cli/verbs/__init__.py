@@ -1,0 +1,1 @@
+"""One module per verb, each with its click command as `command`. None is loaded before it is needed."""

@@ -1,0 +1,80 @@
+"""What the head asks of whatever runs the workers: the `Executor` protocol, and the words both sides use.
+
+Owns no processes. [Note: starts are at least once] A worker has the name of its job and epoch, and of one
+name there is at most one; asking for the same one again, by the same or by a later head, changes nothing. So
+the head may start again whatever it cannot know to be started, and two attempts never run side by side.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypedDict
+
+from superpipe_cluster.machine.devices import Device
+
+
+class Worker(NamedTuple):
+    """One attempt's worker."""
+
+    job_id: str
+    epoch: int
+
+    @property
+    def name(self) -> str:
+        """Its name in the cluster."""
+        return f"job-{self.job_id}-{self.epoch}"
+
+    @classmethod
+    def named(cls, name: str) -> Worker | None:
+        """The worker of this name; None when it is not a worker's."""
+        found = re.fullmatch(r"job-(.+)-(\d+)", name)
+        return cls(found[1], int(found[2])) if found else None
+
+
+class Report(TypedDict):
+    """What a worker tells the head, about twice a second."""
+
+    #: `lifecycle.record.Progress` fields that changed since the last report that arrived.
+    progress: dict[str, Any]
+    #: `reason`, `message` and `exit_code` once the child has ended; told until the head has heard it.
+    end: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the head answers.
+
+    Attributes:
+        stop: why the worker is to stop; None while it is not.
+        force: kill the child without grace.
+        stale: the worker's epoch is not the job's any more; it must end and write nothing.
+    """
+
+    stop: str | None = None
+    force: bool = False
+    stale: bool = False
+
+
+class Executor(Protocol):
+    """Starts, counts and ends workers. Any method may raise when the cluster below does not answer."""
+
+    def start(self, worker: Worker, folder: Path) -> None:
+        """Create the worker of the attempt that `folder` holds. See [Note: starts are at least once]."""
+        ...
+
+    def alive(self) -> frozenset[Worker]:
+        """The workers that exist, those still being created included."""
+        ...
+
+    def kill(self, worker: Worker) -> None:
+        """End the worker and its child at once. Fine for one that has gone."""
+        ...
+
+    def clear(self, folder: Path, device: Device | None) -> bool:
+        """End what is left of the newest attempt in `folder`, whose worker is not alive.
+
+        True when nothing is left and its device bytes are free; to be asked again until then.
+        """
+        ...

@@ -1,0 +1,81 @@
+"""A job's folder: which file is what, and who may write it.
+
+Owns the names. The head writes `spec.json`, `epoch` and `code/` before each attempt; the supervisor writes
+`pid` and appends to `log.txt`; all else belongs to the child that holds `lock`.
+
+    spec.json     the attempt, see `attempt.Attempt`       log.txt   output of all attempts, append-only
+    epoch         fencing number of the newest attempt     lock      flock, held by the living child
+    code/         the user's own program, as submitted     pid       the newest child's process group
+    checkpoints/  step-00000040/ ...                       output/   results, unless `output:` says elsewhere
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class JobFolder:
+    """The paths in one job's folder."""
+
+    root: Path
+
+    @property
+    def attempt(self) -> Path:
+        """The description of the newest attempt."""
+        return self.root / "spec.json"
+
+    @property
+    def epoch(self) -> Path:
+        """The fencing number of the newest attempt."""
+        return self.root / "epoch"
+
+    @property
+    def log(self) -> Path:
+        """Everything the program printed."""
+        return self.root / "log.txt"
+
+    @property
+    def lock(self) -> Path:
+        """Locked by the child that may write."""
+        return self.root / "lock"
+
+    @property
+    def pid(self) -> Path:
+        """Pid and start time of the newest child, which is also the number of its process group."""
+        return self.root / "pid"
+
+    @property
+    def code(self) -> Path:
+        """The folder of the user's own program."""
+        return self.root / "code"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the committed checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def output(self) -> Path:
+        """The folder of the results when the job file names no other."""
+        return self.root / "output"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a small file so that a reader, or a crash, sees the old text or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_epoch(folder: JobFolder) -> int | None:
+    """The newest attempt's epoch; None before the first."""
+    try:
+        return int(folder.epoch.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,164 @@
+"""The record of a job: everything the cluster knows about it, and how a progress report changes it.
+
+Owns the fields and their meaning. States change in `step.py` only; writing records is the store's work.
+Records are frozen: a change is a new record.
+
+[Note: lenient records] Job files are parsed strictly, stored records leniently: a field that only a newer
+version knows is kept untouched and written back, a missing one takes its default, an unknown state loads
+under its own name (see `states.py`). So heads of different versions can read each other's records, whichever
+is the older one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from superpipe_cluster.lifecycle.states import JobState
+
+#: Written into every record. To be raised when the meaning of a field changes; new fields do not need it.
+SCHEMA_VERSION = 1
+
+
+class JobRecord(BaseModel):
+    """One job. Sizes are bytes, durations seconds, points in time unix seconds by the store's clock."""
+
+    # A diverged loss is NaN: as a string it stays valid JSON and comes back as the same float.
+    model_config = ConfigDict(frozen=True, extra="allow", ser_json_inf_nan="strings")
+
+    schema_version: int = SCHEMA_VERSION
+
+    # - who and what
+    id: str
+    name: str
+    user: str
+    #: The job file's `kind`: train, generate, ...
+    kind: str
+    #: The job as its owner wrote it, as `spec.dump` gives it.
+    spec: dict[str, Any] = Field(default_factory=dict)
+    #: The forecast made before it was accepted; None for a program that cannot be planned.
+    plan: dict[str, Any] | None = None
+    #: The program: the name of a bundled worker, or the path of the owner's own file.
+    worker: str = ""
+    #: Where the results go.
+    output: str | None = None
+    #: -1 low, 0 normal, 1 high.
+    priority: int = 0
+    #: Ids of the jobs that must have succeeded first.
+    after: tuple[str, ...] = ()
+    max_attempts: int = 1
+    time_limit_s: float | None = None
+    cpus: int = 1
+
+    # - where it is
+    state: JobState = JobState.QUEUED
+    #: A `WaitReason` while the job waits, an `EndReason` when it has ended, else None.
+    reason: str | None = None
+    #: `reason` in a sentence for people.
+    message: str | None = None
+    #: The `EndReason` that a stop was asked for, while the job is STOPPING and once it has ended by it.
+    stop_asked: str | None = None
+    exit_code: int | None = None
+
+    # - fencing
+    #: Starts made so far.
+    attempt: int = 0
+    #: Attempts that were lost and tried again, or could not be; preempted ones do not count. Ends at
+    #: `max_attempts`.
+    losses: int = 0
+    #: The fencing number of the attempt: one more at every placement and at every rescue, and never reused.
+    epoch: int = 0
+    #: One more at every write to the store. Set by the store.
+    revision: int = 0
+
+    # - what it was promised
+    #: The device it is on, or was on when it ended; None while it waits.
+    device: str | None = None
+    #: The guaranteed and the wanted end of the job's range of device bytes.
+    budget_min_bytes: int = 0
+    budget_max_bytes: int = 0
+    #: Device bytes it was given, within that range.
+    budget_bytes: int | None = None
+    #: RAM for the host copy of its model.
+    host_bytes: int = 0
+    #: Weights of the whole model.
+    model_bytes: int = 0
+
+    # - when
+    submitted_at: float = 0.0
+    #: Since when it has been in the queue (again).
+    queued_at: float | None = None
+    #: When this attempt's program began.
+    started_at: float | None = None
+    ended_at: float | None = None
+    #: When the last event happened to it.
+    changed_at: float = 0.0
+
+    # - how far it is
+    step: int = 0
+    steps: int | None = None
+    #: The latest of everything the program reports.
+    metrics: dict[str, float] = Field(default_factory=dict)
+    #: The first loss of the first attempt that reported one.
+    first_loss: float | None = None
+    #: The step of the last committed checkpoint.
+    checkpoint_step: int | None = None
+
+    # - how it streams: counters of this attempt
+    #: Units it may hold on the device at once, units moved per transfer batch, units in all.
+    k: int | None = None
+    k_prime: int | None = None
+    units: int | None = None
+    #: Units copied to the device, the bytes of all copies, and the time the program stood waiting for one.
+    loads: int = 0
+    link_bytes: int = 0
+    stall_s: float = 0.0
+    #: The most it ever held, in bytes and in units, and what it holds now.
+    peak_bytes: int = 0
+    peak_units: int = 0
+    held_bytes: int = 0
+
+
+class Progress(BaseModel):
+    """What a worker reports about itself, about once a second. Every field may be left out.
+
+    The fields have the meaning they have in `JobRecord`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+    #: True from the moment the program's `main` was entered. For the head, which turns the first one into
+    #: `Started`.
+    running: bool | None = None
+    step: int | None = None
+    steps: int | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
+    checkpoint_step: int | None = None
+    k: int | None = None
+    k_prime: int | None = None
+    units: int | None = None
+    loads: int | None = None
+    link_bytes: int | None = None
+    stall_s: float | None = None
+    peak_bytes: int | None = None
+    peak_units: int | None = None
+    held_bytes: int | None = None
+    model_bytes: int | None = None
+
+
+#: What a new attempt begins with. `step`, `metrics` and the checkpoint stay: the attempt goes on from there.
+FRESH_COUNTERS: dict[str, Any] = {
+    "k": None, "k_prime": None, "units": None, "loads": 0, "link_bytes": 0, "stall_s": 0.0,
+    "peak_bytes": 0, "peak_units": 0, "held_bytes": 0,
+}  # fmt: skip
+
+
+def with_progress(record: JobRecord, progress: Progress) -> JobRecord:
+    """`record` with what the worker reported. Changes no state and no fencing number."""
+    update = progress.model_dump(exclude_none=True, exclude={"running", "metrics"})
+    if progress.metrics:
+        update["metrics"] = {**record.metrics, **progress.metrics}
+        if record.first_loss is None and "loss" in progress.metrics:
+            update["first_loss"] = progress.metrics["loss"]
+    return record.model_copy(update=update)

@@ -1,0 +1,45 @@
+"""The job file: strict types, units, YAML with line numbers, JSON schema.
+
+Owns what a job may say and how mistakes in it are shown. Knows nothing of jobs that run, of the cluster or of
+HTTP.
+"""
+
+from __future__ import annotations
+
+from superpipe_cluster.spec import files, units
+from superpipe_cluster.spec.fields import Memory
+from superpipe_cluster.spec.job import GenerateJob, JobBase, JobSpec, TrainJob
+from superpipe_cluster.spec.load import load
+from superpipe_cluster.spec.parse import dump, parse, parse_stored
+from superpipe_cluster.spec.schema import schema
+from superpipe_cluster.spec.sections import (
+    DataSection,
+    GenerateSection,
+    ModelSection,
+    ResourcesSection,
+    StreamingSection,
+    TrainSection,
+)
+from superpipe_cluster.spec.units import ByteRange
+
+__all__ = [
+    "ByteRange",
+    "DataSection",
+    "GenerateJob",
+    "GenerateSection",
+    "JobBase",
+    "JobSpec",
+    "Memory",
+    "ModelSection",
+    "ResourcesSection",
+    "StreamingSection",
+    "TrainJob",
+    "TrainSection",
+    "dump",
+    "files",
+    "load",
+    "parse",
+    "parse_stored",
+    "schema",
+    "units",
+]

@@ -1,0 +1,104 @@
+"""The base of every part of a job file: strict, frozen, and reporting all mistakes at once.
+
+Owns `StrictModel` and the way a mistake carries its hint. Does not own any field, nor the wording of what
+pydantic finds by itself (`wording`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.functional_validators import ModelWrapValidatorHandler
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+#: Where in the job a thing is: `("data", "files", 0)`.
+FieldPath = tuple[str | int, ...]
+
+#: The pydantic error type of mistakes worded by ourselves.
+REFUSED = "refused"
+
+
+def refused(message: str, hint: str | None = None, lacks: tuple[FieldPath, ...] = ()) -> PydanticCustomError:
+    """An error for validators to raise, whose words reach the user unchanged; `lacks` as in `Complaint`."""
+    # The words travel as arguments: pydantic would read braces in the template itself as placeholders.
+    return PydanticCustomError(REFUSED, "{message}", {"message": message, "hint": hint, "lacks": lacks})
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """A broken rule between fields.
+
+    Attributes:
+        at: the field it is about, relative to the model; empty for the model itself.
+        message: what is wrong.
+        hint: what to write instead.
+        lacks: the fields whose absence this is about, relative to `at`. Where one of them is merely
+            misspelled, the misspelling is the mistake and this is not shown.
+    """
+
+    at: FieldPath
+    message: str
+    hint: str | None = None
+    lacks: tuple[FieldPath, ...] = ()
+
+
+class StrictModel(BaseModel):
+    """A section of a job file: no unknown fields, no changes, and NaN and infinity are no numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
+        """Rules between fields, on the input as given, without its nulls; values are not validated yet.
+
+        Pydantic's own model validators run only when every field is right, which would make the user mend the
+        file twice. These run always.
+        """
+        yield from ()
+
+    @classmethod
+    def section_at(cls, path: FieldPath) -> type[StrictModel] | None:
+        """The model of the section at a path below this one, None when there is no section there."""
+        model: type[StrictModel] = cls
+        for part in path:
+            field = model.model_fields.get(str(part))
+            candidates = (get_args(field.annotation) or (field.annotation,)) if field else ()
+            sections = [one for one in candidates if isinstance(one, type) and issubclass(one, StrictModel)]
+            if not sections:
+                return None
+            model = sections[0]
+        return model
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fields_then_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        errors: list[InitErrorDetails] = []
+        model: Self | None = None
+        try:
+            model = handler(data)
+        except ValidationError as error:
+            errors += [_again(details) for details in error.errors(include_url=False)]
+        if isinstance(data, dict):
+            written = cast("dict[str, object]", data)
+            given = {name: value for name, value in written.items() if value is not None}
+            errors += [
+                InitErrorDetails(
+                    type=refused(broken.message, broken.hint, broken.lacks), loc=broken.at, input=data
+                )
+                for broken in cls.rules(given)
+            ]
+        if model is None or errors:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        return model
+
+
+def _again(details: Any) -> InitErrorDetails:
+    """The argument that makes the same error once more: pydantic has no way to extend one."""
+    context = details.get("ctx", {})
+    if details["type"] == REFUSED:
+        again = refused(context["message"], context["hint"], context["lacks"])
+        return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
+    return InitErrorDetails(type=details["type"], loc=details["loc"], input=details["input"], ctx=context)

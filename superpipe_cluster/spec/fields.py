@@ -1,0 +1,164 @@
+"""The types of single values in a job file: counts, names, sizes, durations.
+
+Owns what one value may be and how it is written back. Does not own the fields themselves (`sections`, `job`)
+nor the grammar of units (`units`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
+
+from superpipe_cluster.errors import BadInput
+from superpipe_cluster.spec.base import refused
+from superpipe_cluster.spec.units import (
+    BYTE_RANGE_PATTERN,
+    BYTES_PATTERN,
+    DURATION_PATTERN,
+    ByteRange,
+    parse_bytes,
+    parse_duration,
+    spell_bytes,
+    spell_duration,
+)
+
+T = TypeVar("T")
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+#: Counts end where Redis' Lua numbers and tensor sizes are still far from theirs.
+_MOST = 2**40
+
+
+def _not_a_truth_value(value: object) -> object:
+    # To Python, and so to pydantic, `true` is the number 1.
+    if isinstance(value, bool):
+        raise refused(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise refused("holds a NUL character, which no path and no variable can")
+    return text
+
+
+def _located(parse: Callable[[object], T]) -> Callable[[object], T]:
+    """The same parser, with its `BadInput` turned into what pydantic collects and locates."""
+
+    def parse_or_refuse(value: object) -> T:
+        try:
+            return parse(value)
+        except BadInput as error:
+            raise refused(error.message, error.hint) from None
+
+    return parse_or_refuse
+
+
+def _auto_or_bytes(value: object) -> Literal["auto"] | int:
+    if value == "auto":
+        return "auto"
+    size_bytes = parse_bytes(value)
+    if size_bytes == 0:
+        raise BadInput("a memory size must be more than zero", hint="write a size like 12GiB, or auto")
+    return size_bytes
+
+
+def _auto_or_range(value: object) -> Literal["auto"] | ByteRange:
+    if value == "auto":
+        return "auto"
+    return value if isinstance(value, ByteRange) else ByteRange.parse(value)
+
+
+def _some_seconds(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds == 0:
+        raise BadInput("a time limit must be more than zero", hint="leave it out for no limit")
+    return seconds
+
+
+def _job_name(name: str) -> str:
+    if re.match(NAME_PATTERN, name) is None or name.endswith("\n"):
+        raise refused(
+            f"{name[:80]!r} cannot be a job's name",
+            f"use up to 63 lowercase letters, digits, dots, dashes and underscores: {safe_name(name)}",
+        )
+    return name
+
+
+def safe_name(text: str) -> str:
+    """The nearest allowed job name; `job` when nothing of the text can stay."""
+    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).lstrip("._-")[:63].rstrip("-") or "job"
+
+
+def _prompts(value: object) -> str | tuple[str, ...]:
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, list | tuple):
+        texts: tuple[object, ...] = tuple(value)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        if texts and all(isinstance(text, str) for text in texts):
+            return tuple(str(text) for text in texts)
+    raise refused("expected a file of prompts, or a list of texts", 'prompts.txt or ["def f(", "class "]')
+
+
+# The bounds come before the validator: outside of it they would be missing in the JSON schema.
+Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_not_a_truth_value)]
+CountOrZero = Annotated[int, Field(ge=0, le=_MOST), BeforeValidator(_not_a_truth_value)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_not_a_truth_value)]
+Positive = Annotated[float, Field(gt=0), BeforeValidator(_not_a_truth_value)]
+PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(_not_a_truth_value)]
+
+#: Any text that the operating system takes, the empty one too.
+AnyText = Annotated[str, AfterValidator(_without_nul)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
+Name = Annotated[str, AfterValidator(_job_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
+
+
+def _unit_schema(pattern: str, *examples: str) -> WithJsonSchema:
+    schema: dict[str, Any] = {"type": "string", "pattern": pattern, "examples": list(examples)}
+    return WithJsonSchema(schema)
+
+
+def _auto_or(pattern: str) -> str:
+    return f"^auto$|{pattern}"
+
+
+#: Device memory: `auto`, or guaranteed..wanted.
+Memory = Annotated[
+    Literal["auto"] | ByteRange,
+    PlainValidator(_located(_auto_or_range)),
+    PlainSerializer(str, return_type=str),
+    _unit_schema(_auto_or(BYTE_RANGE_PATTERN), "auto", "12GiB", "10GiB..24GiB"),
+]
+
+#: Host memory in bytes, or `auto`.
+HostMemory = Annotated[
+    Literal["auto"] | int,
+    PlainValidator(_located(_auto_or_bytes)),
+    PlainSerializer(lambda value: value if value == "auto" else spell_bytes(value), return_type=str),
+    _unit_schema(_auto_or(BYTES_PATTERN), "auto", "16GiB"),
+]
+
+#: Seconds, written with a unit.
+Duration = Annotated[
+    float,
+    PlainValidator(_located(_some_seconds)),
+    PlainSerializer(spell_duration, return_type=str),
+    _unit_schema(DURATION_PATTERN, "8h", "90m", "1h30m"),
+]
+
+#: A file of prompts, or the prompts themselves.
+Prompts = Annotated[
+    str | tuple[str, ...],
+    BeforeValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
+        }
+    ),
+]

@@ -1,0 +1,172 @@
+"""The sections of a job file: model, data, train, generate, resources, streaming.
+
+Owns their fields, defaults and the rules inside one section. Does not own what all jobs share, nor which kind
+needs which section (`job`). The text under each field is its description in the JSON schema and in error
+hints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from superpipe_cluster.spec import files
+from superpipe_cluster.spec.base import Complaint, StrictModel
+from superpipe_cluster.spec.fields import (
+    Count,
+    CountOrZero,
+    HostMemory,
+    Memory,
+    Positive,
+    PositiveOrZero,
+    Prompts,
+    Seed,
+    Text,
+)
+
+
+class ModelSection(StrictModel):
+    """Which model, and from where."""
+
+    source: Text | None = None
+    """A local folder, a hub name like `org/model`, or `job:NAME` for the output of another job."""
+    config: dict[str, JsonValue] | None = None
+    """A Hugging Face configuration, `{model_type: llama, ...}`: the model starts from random weights."""
+    seed: Seed = 0
+    """Seed of the random weights, with `config`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the weights."""
+    tokenizer: Text | None = None
+    """`bytes` (one token per byte), a local folder or a hub name; null for the source's own, else `bytes`."""
+
+    @classmethod
+    def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
+        """Exactly one of `source` and `config`, and a `job:` that names one."""
+        if "source" in given and "config" in given:
+            yield Complaint(("config",), "given beside a source, but a model has one of them", "remove one")
+        elif "source" not in given and "config" not in given:
+            hint = "write source: ORG/MODEL, or a config"
+            yield Complaint(
+                (), "neither a source nor a config is given", hint, lacks=(("source",), ("config",))
+            )
+        elif given.get("source") == files.JOB_PREFIX:
+            yield Complaint(("source",), "names no job", "write job: and the id or name of a job")
+
+    @property
+    def source_job(self) -> str | None:
+        """Id or name of the job whose output is the model, if it is one's."""
+        source = self.source or ""
+        return source.removeprefix(files.JOB_PREFIX) if source.startswith(files.JOB_PREFIX) else None
+
+
+class DataSection(StrictModel):
+    """The text to train on."""
+
+    files: Annotated[tuple[Text, ...], Field(min_length=1)]
+    """Paths or globs, relative to the job file; `python-stdlib:` names the sources of the running Python."""
+    format: Literal["auto", "text", "jsonl"] = "auto"
+    """How to read them; `auto` goes by the file's extension."""
+    field: Text = "text"
+    """The key that holds the text, in JSONL files."""
+
+    def paths(self) -> list[Path]:
+        """The files that the patterns name, in their order, each once.
+
+        Raises:
+            FileMissing: a pattern matches nothing.
+        """
+        return files.expand_patterns(self.files)
+
+
+class TrainSection(StrictModel):
+    """How to train."""
+
+    steps: Count
+    """Optimizer steps to make."""
+    batch_size: Count = 4
+    """Sequences per forward pass."""
+    sequence_length: Count = 128
+    """Tokens per sequence."""
+    accumulate: Count = 1
+    """Forward passes per optimizer step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """The optimizer."""
+    lr: Positive = 3e-4
+    """Learning rate, at its highest."""
+    weight_decay: PositiveOrZero = 0.0
+    """Decoupled weight decay."""
+    grad_clip: Positive | None = None
+    """Largest global norm of the gradients; null for no clipping."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate goes on after warming up."""
+    warmup_steps: CountOrZero = 0
+    """Steps over which the learning rate rises from zero."""
+    seed: Seed = 0
+    """Seed of the order of the data and of dropout."""
+    checkpoint_every: Count = 50
+    """Steps between two checkpoints."""
+    log_every: Count = 10
+    """Steps between two reports of the loss."""
+    recompute: bool = False
+    """Compute activations again in the backward pass instead of keeping them."""
+
+    @classmethod
+    def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
+        """Warming up ends before the training does."""
+        steps, warmup = given.get("steps"), given.get("warmup_steps")
+        if isinstance(steps, int) and isinstance(warmup, int) and warmup > steps > 0:
+            yield Complaint(("warmup_steps",), f"warms up for {warmup} steps, but there are only {steps}")
+
+
+class GenerateSection(StrictModel):
+    """What to generate, and how."""
+
+    prompts: Prompts
+    """A .txt file (one prompt per line), a .jsonl file (`{"prompt": ...}` per line), or a list of texts."""
+    max_new_tokens: Count = 64
+    """Tokens to add to each prompt, at most."""
+    batch_size: Count = 4
+    """Prompts per forward pass."""
+    temperature: PositiveOrZero = 0.0
+    """0 takes the most likely token; higher is more varied."""
+    top_k: Count | None = None
+    """Choose among this many most likely tokens; null for all."""
+    seed: Seed = 0
+    """Seed of the choices, with a temperature above 0."""
+
+
+class ResourcesSection(StrictModel):
+    """What the job may hold."""
+
+    gpu_memory: Memory = "auto"
+    """All device bytes: `12GiB`, or `10GiB..24GiB` for guaranteed..wanted; `auto` follows the plan."""
+    host_memory: HostMemory = "auto"
+    """Host RAM; `auto` follows the plan."""
+    cpus: Count = 1
+    """CPU cores."""
+
+    @property
+    def host_memory_bytes(self) -> int | None:
+        """Host RAM in bytes, None for `auto`."""
+        return None if self.host_memory == "auto" else self.host_memory
+
+
+class StreamingSection(StrictModel):
+    """How units of the model come and go on the device; by default everything follows from the budget."""
+
+    k: Count | None = None
+    """Units on the device at once; null for what the budget holds."""
+    k_prime: Count | None = None
+    """Units per transfer batch."""
+    policy: Literal["optimal", "sliding", "naive", "whole"] = "optimal"
+    """Which unit to fetch and evict next."""
+
+    @classmethod
+    def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
+        """A transfer batch fits into the window."""
+        k, k_prime = given.get("k"), given.get("k_prime")
+        if isinstance(k, int) and isinstance(k_prime, int) and k_prime > k > 0:
+            yield Complaint(("k_prime",), f"a batch of {k_prime} units does not fit a window of k = {k}")

@@ -1,0 +1,150 @@
+"""The bundled workers, run as the actor runs them: streamed equals whole, and a killed run ends with the same bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import wait_until
+
+from superpipe_cluster import bundled, spec
+from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.layout import JobFolder
+from superpipe_cluster.execution.supervisor import End, Supervisor
+from superpipe_cluster.machine import parse_device
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "max_position_embeddings": 128, "attention_dropout": 0.1,
+}  # fmt: skip
+TRAIN = {
+    "kind": "train", "name": "t", "model": {"config": LLAMA}, "data": {"files": ["python-stdlib:json/*.py"]},
+    "train": {
+        "steps": 24, "batch_size": 2, "sequence_length": 32, "accumulate": 2, "grad_clip": 1.0, "lr": 1e-3,
+        "schedule": "cosine", "warmup_steps": 4, "checkpoint_every": 6, "log_every": 6,
+    },
+}  # fmt: skip
+WHOLE, HALF, SMALL = 64 << 20, 5 << 20, 800_000
+
+
+class Run:
+    """One job's folder and its attempts, without Ray."""
+
+    def __init__(self, root: Path, job: dict[str, Any], budget_bytes: int) -> None:
+        root.mkdir(parents=True)
+        self.folder = JobFolder(root)
+        self.output = self.folder.output
+        parsed = spec.parse(job)
+        self.attempt = Attempt(
+            id="1", attempt=0, epoch=0, job=spec.dump(parsed), device=parse_device("cpu:1GiB@4GB/s"),
+            budget_bytes=budget_bytes, program=str(bundled.worker_path(parsed.worker)), output=str(self.output),
+        )  # fmt: skip
+        self.progress: dict[str, Any] = {}
+
+    def start(self) -> Supervisor:
+        self.attempt = replace(self.attempt, attempt=self.attempt.attempt + 1, epoch=self.attempt.epoch + 1)
+        self.attempt.write(self.folder)
+        supervisor = Supervisor(self.folder.root)
+        supervisor.start()
+        return supervisor
+
+    def finish(self, supervisor: Supervisor) -> End:
+        end = supervisor.wait(100)
+        self.progress.update(supervisor.take_progress())
+        assert end is not None, self.log()
+        return end
+
+    def kill_at(self, supervisor: Supervisor, step: int) -> None:
+        """`kill -9` the child once it has done `step` steps."""
+
+        def is_there() -> bool:
+            self.progress.update(supervisor.take_progress())
+            return self.progress.get("step", 0) >= step or supervisor.wait(0) is not None
+
+        wait_until(is_there, f"step {step} is done", 100)
+        os.kill(int(self.folder.pid.read_text().split()[0]), signal.SIGKILL)
+        assert self.finish(supervisor).reason == "worker_lost", self.log()
+
+    def succeed(self) -> None:
+        end = self.finish(self.start())
+        assert end.reason == "ok", self.log()
+
+    def log(self) -> str:
+        return self.folder.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("whole") / "job", TRAIN, WHOLE)
+    run.succeed()
+    assert run.progress["loads"] == run.progress["units"], "with room for everything nothing is loaded twice"
+    return run
+
+
+def test_a_streamed_and_killed_training_ends_with_the_same_bits(undisturbed: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "job", TRAIN, HALF)
+    run.kill_at(run.start(), 9)
+    run.kill_at(run.start(), 17)
+    run.succeed()
+    assert "resumed at step 6, attempt 2" in run.log()
+    assert "resumed at step 12, attempt 3" in run.log()
+    name = "model.safetensors"
+    assert (run.output / name).read_bytes() == (undisturbed.output / name).read_bytes()
+    assert run.progress["loads"] > run.progress["units"]
+    assert 0 < run.progress["peak_bytes"] <= HALF
+    assert run.progress["peak_units"] <= run.progress["k"]
+
+
+def test_generation_goes_on_where_it_was_cut(undisturbed: Run, tmp_path: Path) -> None:
+    job = {
+        "kind": "generate", "name": "g", "model": {"source": str(undisturbed.output)},
+        "generate": {
+            "prompts": [f"def f{n}(" for n in range(7)], "max_new_tokens": 12, "batch_size": 2, "temperature": 0.9,
+        },
+    }  # fmt: skip
+    whole = Run(tmp_path / "whole", job, WHOLE)
+    whole.succeed()
+    expected = (whole.output / "completions.jsonl").read_bytes()
+    assert [json.loads(line)["index"] for line in expected.splitlines()] == list(range(7))
+
+    cut = Run(tmp_path / "cut", job, SMALL)
+    cut.output.mkdir()
+    (cut.output / "completions.jsonl").write_bytes(expected[: len(expected) // 2])
+    cut.succeed()
+    assert (cut.output / "completions.jsonl").read_bytes() == expected
+    assert cut.progress["loads"] > cut.progress["units"]
+    assert cut.progress["peak_bytes"] <= SMALL
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"config": {"model_type": "llamma"}}}, "model.config: cannot load llamma"),
+        ({"model": {"config": {**LLAMA, "vocab_size": 99}}}, "vocab_size: 99 is less than the 257"),
+        ({"model": {"config": LLAMA, "tokenizer": "/nowhere"}}, "model.tokenizer: cannot load /nowhere"),
+        ({"train": {**TRAIN["train"], "sequence_length": 256}}, "256 tokens are more than the 128 positions"),
+        ({"data": {"files": ["python-stdlib:__phello__/__init__.py"]}}, "are too few for train.sequence_length"),
+    ],
+    ids=["model_type", "vocabulary", "tokenizer", "positions", "text"],
+)
+def test_what_cannot_be_trained_is_said_before_training(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "job", {**TRAIN, **change}, WHOLE)
+    end = run.finish(run.start())
+    assert end.reason == "bad_input"
+    assert end.message is not None
+    assert said in end.message
+    assert "hint:" in run.log()
+    assert "Traceback" not in run.log()
+
+
+def test_a_budget_that_cannot_hold_a_unit_never_fits(tmp_path: Path) -> None:
+    run = Run(tmp_path / "job", TRAIN, 100_000)
+    end = run.finish(run.start())
+    assert end.reason == "never_fits"
+    assert end.message is not None
+    assert "at least" in end.message
