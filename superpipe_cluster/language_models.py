@@ -153,7 +153,9 @@ def build_model(section: ModelSection, config: PreTrainedConfig, *, weights: boo
             model = transformers.AutoModelForCausalLM.from_pretrained(section.source, config=config)
         else:
             torch.manual_seed(section.seed)
-            with _default_dtype(dtype):  # made in this format, not converted: a fake model cannot be converted
+            with _default_dtype(
+                dtype
+            ):  # made in this format, not converted: a fake model cannot be converted
                 model = transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:
         raise BadInput(
@@ -194,11 +196,12 @@ def read_tokens(data: DataSection, tokenizer: Tokenizer) -> torch.Tensor:
     """
     import torch
 
-    tokens: list[torch.Tensor] = []
-    for text in _texts(data):
-        tokens.append(torch.tensor([*tokenizer.encode(text), tokenizer.eos_token_id], dtype=torch.int32))
+    end = tokenizer.eos_token_id
+    tokens = [torch.tensor([*tokenizer.encode(text), end], dtype=torch.int32) for text in _texts(data)]
     if not tokens:
-        raise BadInput(f"data.files: no text in {', '.join(data.files)}", hint="name files that are not empty")
+        raise BadInput(
+            f"data.files: no text in {', '.join(data.files)}", hint="name files that are not empty"
+        )
     return torch.cat(tokens)
 
 
@@ -211,7 +214,8 @@ def _texts(data: DataSection) -> Iterator[str]:
             if data.format == "auto" and isinstance(error, UnicodeDecodeError):
                 continue  # a glob over a source tree meets a few files in other encodings
             raise FileMissing(
-                f"data.files: cannot read {path}: {_first_line(error)}", hint="texts must be readable and UTF-8"
+                f"data.files: cannot read {path}: {_first_line(error)}",
+                hint="texts must be readable and UTF-8",
             ) from error
         if is_jsonl:
             yield from _json_texts(path, content.splitlines(), data.field)
@@ -226,7 +230,9 @@ def _json_texts(path: Path, lines: Iterable[str], field: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BadInput(f"{path}:{number}: not JSON: {error.msg}", hint="JSONL has one JSON object a line") from error
+            raise BadInput(
+                f"{path}:{number}: not JSON: {error.msg}", hint="JSONL has one JSON object a line"
+            ) from error
         if not isinstance(row, dict) or not isinstance(row.get(field), str):
             raise BadInput(f"{path}:{number}: no text in {field!r}", hint="name the text's key in data.field")
         yield row[field]
@@ -241,9 +247,14 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileMissing(
-            f"generate.prompts: cannot read {path}: {_first_line(error)}", hint="name a UTF-8 .txt or .jsonl file"
+            f"generate.prompts: cannot read {path}: {_first_line(error)}",
+            hint="name a UTF-8 .txt or .jsonl file",
         ) from error
-    found = list(_json_texts(path, lines, "prompt")) if path.suffix == ".jsonl" else [x for x in lines if x.strip()]
+    found = (
+        list(_json_texts(path, lines, "prompt"))
+        if path.suffix == ".jsonl"
+        else [x for x in lines if x.strip()]
+    )
     if not found:
         raise BadInput(f"generate.prompts: no prompt in {path}", hint="write one prompt per line")
     return found

@@ -20,12 +20,13 @@ import uvicorn
 from superpipe_cluster import __version__
 from superpipe_cluster.api import Code, LogChunk, build_app
 from superpipe_cluster.api.views import ClusterView, DeviceJobView, DevicesView, DeviceView, HostView
+from superpipe_cluster.client import Client
 from superpipe_cluster.errors import BadInput, NotFound, StoreUnavailable
 from superpipe_cluster.lifecycle import events
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
 from superpipe_cluster.lifecycle.step import step
 from superpipe_cluster.planning import Plan
-from superpipe_cluster.spec import ByteRange, JobSpec, dump
+from superpipe_cluster.spec import ByteRange, JobSpec, dump, parse
 from superpipe_cluster.store.interface import StoredEvent, User, hash_token
 from superpipe_cluster.store.memory_store import MemoryStore
 from waiting import wait_until
@@ -257,3 +258,9 @@ def job(name: str = "small", **fields: object) -> dict[str, object]:
         "train": {"steps": 10},
         **fields,
     }
+
+
+def submitted(head: Head, name: str = "small", who: str = "alice", **fields: object) -> str:
+    """The id of a new job of this user."""
+    with Client(head.url, head.tokens[who]) as client:
+        return client.submit(parse(job(name, **fields))).id

@@ -8,28 +8,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from superpipe_cluster.language_models import build_model, check_length, load_config, load_tokenizer, read_prompts
+from superpipe_cluster.language_models import (
+    build_model,
+    check_length,
+    load_config,
+    load_tokenizer,
+    read_prompts,
+)
 from superpipe_cluster.planning import Probe
+from superpipe_cluster.spec import GenerateJob, GenerateSection
 
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
     from superpipe_cluster.language_models import Tokenizer
-    from superpipe_cluster.spec import GenerateJob, GenerateSection
 
 
 def main(job: Job) -> None:
     """Set up, find where to go on, generate batch by batch."""
-    settings: GenerateSection = job.spec.generate
-    tokenizer = load_tokenizer(job.spec.model)
-    config = load_config(job.spec.model, tokenizer)
+    asked = job.spec
+    assert isinstance(asked, GenerateJob)
+    assert asked.model is not None
+    assert asked.generate is not None
+    settings = asked.generate
+    tokenizer = load_tokenizer(asked.model)
+    config = load_config(asked.model, tokenizer)
     prompts = read_prompts(settings.prompts)
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(config, max(map(len, encoded)) + settings.max_new_tokens, "generate.max_new_tokens")
-    model = build_model(job.spec.model, config)
+    model = build_model(asked.model, config)
     model.eval()
 
     path = job.output / "completions.jsonl"
@@ -37,14 +47,18 @@ def main(job: Job) -> None:
     done = keep_whole_batches(path, settings.batch_size)
     with job.stream(model) as streamer, path.open("a", encoding="utf-8") as out:
         stats = streamer.stats()
-        job.log(f"{len(prompts)} prompts, {done} done; {stats.units} units, {stats.k} of them on the device at once")
+        job.log(
+            f"{len(prompts)} prompts, {done} done; {stats.units} units, {stats.k} of them on the device at once"
+        )
         job.progress(step=done, steps=len(prompts))
         while done < len(prompts) and not job.should_stop:
             batch = encoded[done : done + settings.batch_size]
             torch.manual_seed((settings.seed << 32) + done)  # a batch's draws depend on its place alone
             completions = generate(model, batch, settings, tokenizer, streamer.device)
             for number, completion in enumerate(completions, start=done):
-                out.write(json.dumps({"index": number, "prompt": prompts[number], "completion": completion}) + "\n")
+                out.write(
+                    json.dumps({"index": number, "prompt": prompts[number], "completion": completion}) + "\n"
+                )
             out.flush()
             done += len(batch)
             job.progress(step=done, steps=len(prompts))
@@ -54,7 +68,11 @@ def main(job: Job) -> None:
 
 
 def generate(
-    model: torch.nn.Module, batch: list[list[int]], settings: GenerateSection, tokenizer: Tokenizer, device: torch.device
+    model: Any,  # a PreTrainedModel that can generate
+    batch: list[list[int]],
+    settings: GenerateSection,
+    tokenizer: Tokenizer,
+    device: torch.device,
 ) -> list[str]:
     """Continue each prompt of a batch; shorter prompts are padded on the left."""
     width = max(map(len, batch))
@@ -94,12 +112,15 @@ def keep_whole_batches(path: Path, batch_size: int) -> int:
 
 def probe(job: GenerateJob) -> Probe:
     """The widest forward of this job: all prompts' tokens and all new ones, with their cache."""
+    assert job.model is not None
+    assert job.generate is not None
+    settings = job.generate
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
     model = build_model(job.model, config, weights=False)
     model.eval()
-    longest = max(len(tokenizer.encode(prompt)) for prompt in read_prompts(job.generate.prompts))
-    batch = torch.zeros(job.generate.batch_size, max(1, longest) + job.generate.max_new_tokens, dtype=torch.long)
+    longest = max(len(tokenizer.encode(prompt)) for prompt in read_prompts(settings.prompts))
+    batch = torch.zeros(settings.batch_size, max(1, longest) + settings.max_new_tokens, dtype=torch.long)
 
     def step() -> None:
         with torch.no_grad():

@@ -1,8 +1,8 @@
 """Train a causal language model on text, streamed within the job's budget.
 
-One flat program: read it from `main` down. It is run by path by the worker actor (`spcluster submit`), resumes from the
-job's last checkpoint by itself, and then goes on with the very bits it would have had. Copy it and change it as you like:
-`worker: ./mine.py` runs your copy in the same way.
+One flat program: read it from `main` down. It is run by path by the worker actor (`spcluster submit`), resumes from
+the job's last checkpoint by itself, and then goes on with the very bits it would have had. Copy it and change it as you
+like: `worker: ./mine.py` runs your copy in the same way.
 """
 
 from __future__ import annotations
@@ -10,30 +10,46 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from superpipe_cluster.errors import BadInput
-from superpipe_cluster.language_models import build_model, check_length, load_config, load_tokenizer, read_tokens
+from superpipe_cluster.language_models import (
+    build_model,
+    check_length,
+    load_config,
+    load_tokenizer,
+    read_tokens,
+)
 from superpipe_cluster.planning import Probe
+from superpipe_cluster.spec import TrainJob, TrainSection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
 
     from superpipe_cluster.execution.job import Job
-    from superpipe_cluster.spec import TrainJob, TrainSection
-    from superpipe_cluster.streaming import StreamedOptimizer
+
+Made = TypeVar("Made")
 
 
 def main(job: Job) -> None:
     """Set up, resume, train, save."""
-    settings: TrainSection = job.spec.train
-    tokenizer = load_tokenizer(job.spec.model)
-    config = load_config(job.spec.model, tokenizer)
+    asked = job.spec
+    assert isinstance(asked, TrainJob)  # the job file was checked: its sections are there
+    assert asked.model is not None
+    assert asked.data is not None
+    assert asked.train is not None
+    settings = asked.train
+    tokenizer = load_tokenizer(asked.model)
+    config = load_config(asked.model, tokenizer)
     check_length(config, settings.sequence_length, "train.sequence_length")
-    tokens = read_tokens(job.spec.data, tokenizer)
+    tokens = read_tokens(asked.data, tokenizer)
     if len(tokens) <= settings.sequence_length:
         raise BadInput(
             f"data.files: {len(tokens)} tokens are too few for train.sequence_length {settings.sequence_length}",
@@ -41,7 +57,7 @@ def main(job: Job) -> None:
         )
     job.log(f"{len(tokens):,} tokens of text")
 
-    model = build_model(job.spec.model, config)
+    model = build_model(asked.model, config)
     model.train()
     if settings.recompute:
         recompute_activations(model)
@@ -51,14 +67,16 @@ def main(job: Job) -> None:
 
     with job.stream(model) as streamer:
         optimizer = make_optimizer(settings, streamer.optimizer)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_at(settings, step))
+        schedule = LambdaLR(optimizer, lambda step: rate_at(settings, step))
         torch.manual_seed(settings.seed)
         step = 0
         if checkpoint is not None:
             step = load_training(checkpoint, optimizer, schedule)
             job.log(f"resumed at step {step}, attempt {job.attempt}")
         stats = streamer.stats()
-        job.log(f"{stats.units} units, {stats.k} of them on the device at once; {stats.model_bytes / 2**20:.0f} MiB of weights")
+        job.log(
+            f"{stats.units} units, {stats.k} on the device at once; {stats.model_bytes / 2**20:.0f} MiB of weights"
+        )
 
         saved, since, fresh = step, time.monotonic(), 0
         while step < settings.steps and not job.should_stop:
@@ -82,7 +100,9 @@ def main(job: Job) -> None:
                 job.log(f"step {step}/{settings.steps}  loss {loss:.4f}  {pace:.3f} s/step")
                 since, fresh = time.monotonic(), 0
             if step % settings.checkpoint_every == 0:
-                job.save(step, lambda folder, step=step: save_training(folder, model, optimizer, schedule, step))
+                job.save(
+                    step, lambda folder, step=step: save_training(folder, model, optimizer, schedule, step)
+                )
                 saved = step
         if step > saved:
             job.save(step, lambda folder: save_training(folder, model, optimizer, schedule, step))
@@ -95,33 +115,40 @@ def main(job: Job) -> None:
 
 def probe(job: TrainJob) -> Probe:
     """One micro-batch of this job's training, for the plan made before it runs."""
+    assert job.model is not None
+    assert job.train is not None
+    settings = job.train
     config = load_config(job.model, load_tokenizer(job.model))
     model = build_model(job.model, config, weights=False)
     model.train()
-    if job.train.recompute:
+    if settings.recompute:
         recompute_activations(model)
-    batch = torch.zeros(job.train.batch_size, job.train.sequence_length, dtype=torch.long)
+    batch = torch.zeros(settings.batch_size, settings.sequence_length, dtype=torch.long)
 
     def step() -> None:
         model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
 
-    return Probe(model, step, lambda parameters: make_optimizer(job.train, lambda kind, **o: kind(parameters, **o)))
+    return Probe(
+        model, step, lambda parameters: make_optimizer(settings, lambda kind, **o: kind(parameters, **o))
+    )
 
 
 # ---- data ---------------------------------------------------------------------------------------------
 
 
 def batch_at(tokens: torch.Tensor, settings: TrainSection, index: int) -> torch.Tensor:
-    """Batch number `index`: windows at places that follow from the seed and the number alone. `int64[batch, sequence]`."""
+    """Batch number `index`, `int64[batch, sequence]`: windows at places that follow from the seed and `index` alone."""
     generator = torch.Generator().manual_seed((settings.seed << 32) + index)
-    starts = torch.randint(len(tokens) - settings.sequence_length, (settings.batch_size,), generator=generator)
+    starts = torch.randint(
+        len(tokens) - settings.sequence_length, (settings.batch_size,), generator=generator
+    )
     return torch.stack([tokens[start : start + settings.sequence_length] for start in starts.tolist()]).long()
 
 
 # ---- optimization -------------------------------------------------------------------------------------
 
 
-def make_optimizer(settings: TrainSection, make: object) -> StreamedOptimizer:
+def make_optimizer(settings: TrainSection, make: Callable[..., Made]) -> Made:
     """The optimizer that the job asks for, made by `make(kind, **options)`."""
     options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
     if settings.optimizer == "sgd":
@@ -141,7 +168,7 @@ def rate_at(settings: TrainSection, step: int) -> float:
     return 1.0
 
 
-def recompute_activations(model: torch.nn.Module) -> None:
+def recompute_activations(model: PreTrainedModel) -> None:
     """Non-reentrant activation checkpointing, under the name that the installed transformers gives it."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -150,7 +177,9 @@ def recompute_activations(model: torch.nn.Module) -> None:
 # ---- checkpoints --------------------------------------------------------------------------------------
 
 
-def save_training(folder: Path, model: torch.nn.Module, optimizer: object, schedule: object, step: int) -> None:
+def save_training(
+    folder: Path, model: torch.nn.Module, optimizer: Optimizer, schedule: LambdaLR, step: int
+) -> None:
     """Everything that the next step depends on."""
     weights, seen = {}, set()
     for name, tensor in model.state_dict().items():
@@ -171,10 +200,10 @@ def save_training(folder: Path, model: torch.nn.Module, optimizer: object, sched
 def load_weights(model: torch.nn.Module, folder: Path) -> None:
     """The weights of a checkpoint."""
     missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    shapes: Sequence[str] = [name for name in missing if name not in tied_names(model)]
-    if shapes or unexpected:
+    absent = [name for name in missing if name not in tied_names(model)]
+    if absent or unexpected:
         raise BadInput(
-            f"{folder}: the checkpoint is of another model ({', '.join([*shapes, *unexpected][:3])})",
+            f"{folder}: the checkpoint is of another model ({', '.join([*absent, *unexpected][:3])})",
             hint="give the changed job another name and submit it anew",
         )
 
@@ -185,7 +214,7 @@ def tied_names(model: torch.nn.Module) -> set[str]:
     return {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
 
 
-def load_training(folder: Path, optimizer: object, schedule: object) -> int:
+def load_training(folder: Path, optimizer: Optimizer, schedule: LambdaLR) -> int:
     """The rest of a checkpoint; returns its step."""
     training = torch.load(folder / "training.pt", weights_only=True)
     optimizer.load_state_dict(training["optimizer"])
@@ -196,7 +225,7 @@ def load_training(folder: Path, optimizer: object, schedule: object) -> int:
     return training["step"]
 
 
-def write_model(folder: Path, model: torch.nn.Module) -> None:
+def write_model(folder: Path, model: PreTrainedModel) -> None:
     """The trained model as a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)

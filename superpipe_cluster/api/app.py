@@ -16,10 +16,9 @@ from starlette.requests import Request
 
 from superpipe_cluster import __version__
 from superpipe_cluster.api import jobs, logs, machines, users
-from superpipe_cluster.api.faults import to_view
+from superpipe_cluster.api.faults import ErrorBody, ErrorView, to_view
 from superpipe_cluster.api.limits import BodyLimit
 from superpipe_cluster.api.service import Service
-from superpipe_cluster.api.views import ErrorBody, ErrorView
 from superpipe_cluster.errors import BadInput, NotFound, SpclusterError
 
 _ERRORS: dict[int | str, dict[str, Any]] = {

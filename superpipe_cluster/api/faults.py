@@ -1,15 +1,45 @@
 """Errors on the wire, both ways: an error to the body of an answer, and that body back to the error.
 
-Owns the mapping by `code`; the head's API uses the one direction and the client the other. Knows nothing of
-HTTP libraries.
+Owns the model of an error and the mapping by `code`; the head's API uses the one direction and the client the
+other. Knows nothing of HTTP libraries.
 """
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
-from superpipe_cluster.api.views import ErrorBody, ErrorView
+from superpipe_cluster.api.views import View
 from superpipe_cluster.errors import BadInput, JobFileError, NotRunning, SpclusterError, Unauthorized
+
+
+class ErrorBody(View):
+    """What is wrong. Switch on `code`; `message` and `hint` are for people."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "code": "not_found",
+                    "message": "there is no job `42`",
+                    "hint": "`spcluster queue -a` lists all jobs",
+                    "problems": [],
+                }
+            ]
+        }
+    )
+
+    code: str
+    message: str
+    hint: str | None = None
+    problems: tuple[str, ...] = Field(
+        default=(), description="Every single mistake, when there is more than one."
+    )
+
+
+class ErrorView(View):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
 
 
 def to_view(error: SpclusterError) -> ErrorView:

@@ -1,8 +1,7 @@
 """The wire format: what the API says about jobs, devices, users and the cluster, and what it takes.
 
-Owns the models and how a job record becomes one of them. The client parses answers with these same models, so
-what is read is lenient (a newer head may say more); what is taken from the network is strict. Nothing here
-knows of HTTP.
+Owns the models and how a job record becomes one of them. The client parses answers with these same models, so what is
+read is lenient (a newer head may say more); what is taken from the network is strict. Nothing here knows of HTTP.
 """
 
 from __future__ import annotations
@@ -342,36 +341,3 @@ class ClusterView(View):
     store_embedded: bool = False
     ray: str = Field(description="Address of the Ray cluster.")
     jobs: dict[str, int] = Field({}, description="Number of jobs by state.")
-
-
-# ---- errors ---------------------------------------------------------------------------------------
-
-
-class ErrorBody(View):
-    """What is wrong. Switch on `code`; `message` and `hint` are for people."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "code": "not_found",
-                    "message": "there is no job `42`",
-                    "hint": "`spcluster queue -a` lists all jobs",
-                    "problems": [],
-                }
-            ]
-        }
-    )
-
-    code: str
-    message: str
-    hint: str | None = None
-    problems: tuple[str, ...] = Field(
-        default=(), description="Every single mistake, when there is more than one."
-    )
-
-
-class ErrorView(View):
-    """The body of every answer that is not a success."""
-
-    error: ErrorBody

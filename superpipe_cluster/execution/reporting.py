@@ -38,6 +38,8 @@ def report_to_the_end(
     while True:
         end = supervisor.wait(every_s if runs else min(every_s, FIRST_EVERY_S))
         progress = supervisor.take_progress()
+        if supervisor.has_progress:
+            end = None  # told after all that came before it
         try:
             orders = tell({"progress": progress, "end": asdict(end) if end else None})
         except Exception:  # no head, a dying one, one without its store: all mean "later"

@@ -81,6 +81,9 @@ class Supervisor:
         self._grace = grace
         self._mutex = threading.Lock()
         self._progress: dict[str, Any] = {}
+        # The first metrics are a message of their own, so that merging does not swallow the first loss.
+        self._first: dict[str, Any] | None = None
+        self._first_taken: dict[str, Any] | None = None
         self._told_end: dict[str, Any] | None = None
         self._stop: str | None = None
         self._kill_now = False
@@ -92,16 +95,28 @@ class Supervisor:
         """Start the child."""
         self._thread.start()
 
+    @property
+    def has_progress(self) -> bool:
+        """Whether the child has reported what is not taken yet."""
+        with self._mutex:
+            return bool(self._first or self._progress)
+
     def take_progress(self) -> dict[str, Any]:
         """What the child reported since the last call, the newest value of every field."""
         with self._mutex:
+            if self._first is not None:
+                self._first_taken, self._first = self._first, None
+                return self._first_taken
             taken, self._progress = self._progress, {}
             return taken
 
     def give_back(self, progress: dict[str, Any]) -> None:
         """Return what was taken and could not be delivered; what has come since stands over it."""
         with self._mutex:
-            self._progress = {**progress, **self._progress}
+            if progress is self._first_taken:
+                self._first = progress
+            else:
+                self._progress = {**progress, **self._progress}
 
     def stop(self, why: str, *, force: bool = False) -> None:
         """Ask the child to end for reason `why`; the first reason stands. With `force`, kill it at once."""
@@ -196,6 +211,8 @@ class Supervisor:
             if kind == "progress":
                 with self._mutex:
                     self._progress.update(message)
+                    if "metrics" in message and self._first is None and self._first_taken is None:
+                        self._first, self._progress = self._progress, {}
             elif kind == "end":
                 self._told_end = message
 

@@ -168,17 +168,20 @@ def _come_back(home: Home, cluster: ClusterFile, say: Callable[[str], None]) -> 
         repaired = redis.pid != cluster.redis_pid
         cluster = replace(cluster, redis_url=redis.url, redis_pid=redis.pid)
         write_private(home.cluster, cluster.to_json())
-    if _ask(home, cluster, "has-head").get("head"):
-        if not repaired:
-            raise AlreadyRunning(
-                f"a cluster of {home.root} runs already, at {cluster.url}",
-                hint="use it, or `spcluster down` first; SPCLUSTER_HOME names another home for a second one",
-            )
-        say("Redis was gone and is back")
-    else:
+    if _is_free(cluster.host, cluster.port):
         say("starting the head over the jobs that run")
-        _require_free(cluster.host, cluster.port)
-        _start_head(home, cluster)
+        existed = _start_head(home, cluster)
+    else:
+        existed = bool(_ask(home, cluster, "has-head").get("head"))
+        if not existed:
+            _require_free(cluster.host, cluster.port)
+    if existed and not repaired:
+        raise AlreadyRunning(
+            f"a cluster of {home.root} runs already, at {cluster.url}",
+            hint="use it, or `spcluster down` first; SPCLUSTER_HOME names another home for a second one",
+        )
+    if repaired:
+        say("Redis was gone and is back")
     return _started(home, cluster, adopted=True)
 
 
@@ -228,11 +231,13 @@ def _start_all(home: Home, options: UpOptions, say: Callable[[str], None]) -> St
     return _started(home, cluster, adopted=False)
 
 
-def _start_head(home: Home, cluster: ClusterFile) -> None:
+def _start_head(home: Home, cluster: ClusterFile) -> bool:
+    """Start the head unless there is one; whether there was."""
     answer = _ask(home, cluster, "start-head")
     trouble = answer.get("unreachable") or answer.get("trouble")
     if trouble is not None:
         raise StartFailed(f"the head did not start: {trouble}", hint=f"its log is {home.head_log}")
+    return bool(answer.get("existed"))
 
 
 def _started(home: Home, cluster: ClusterFile, *, adopted: bool) -> Started:
@@ -244,6 +249,14 @@ def _started(home: Home, cluster: ClusterFile, *, adopted: bool) -> Started:
         ray_embedded=cluster.ray.session is not None,
         adopted=adopted,
     )
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        _require_free(host, port)
+    except StartFailed:
+        return False
+    return True
 
 
 def _require_free(host: str, port: int) -> None:

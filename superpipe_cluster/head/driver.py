@@ -34,7 +34,9 @@ def has_head() -> dict[str, Any]:
 
 
 def start_head(home: Home) -> dict[str, Any]:
-    """Make the head's actor and wait until it works; `trouble` says why it does not."""
+    """Make the head's actor, unless it `existed`, and wait until it works; `trouble` says why it does not."""
+    if _head() is not None:
+        return {"trouble": None, "existed": True}
     kind: Any = ray.remote(HeadActor)
     head = kind.options(
         name=HEAD_NAME,
@@ -51,7 +53,7 @@ def start_head(home: Home) -> dict[str, Any]:
         trouble = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     if trouble is not None:
         ray.kill(head, no_restart=True)
-    return {"trouble": trouble}
+    return {"trouble": trouble, "existed": False}
 
 
 def stop_head() -> dict[str, Any]:

@@ -32,7 +32,8 @@ from superpipe_cluster.machine import processes
 MARK = "SPCLUSTER_CLUSTER"
 #: Bytes of Ray's object store: its minimum is about 75 MiB.
 _OBJECT_STORE_BYTES = 100_000_000
-#: In its folder Ray makes sockets with names of up to this many bytes, in paths that the kernel limits to 107.
+#: In its folder Ray makes sockets with names of up to this many bytes, in paths that the kernel limits to
+#: 107.
 _SOCKET_NAME_BYTES = 68
 _LONGEST_TEMP_DIR = 107 - _SOCKET_NAME_BYTES
 #: Ray opens its folder to everybody, so it gets one inside a folder that is ours alone.
@@ -102,7 +103,11 @@ def start(home: Home) -> RayPlace:
     )
     try:
         words, _ = launcher.communicate(timeout=_START_TIMEOUT_S)
-        address = (temp_dir / _INNER / "ray_current_cluster").read_text().strip() if launcher.returncode == 0 else ""
+        address = (
+            (temp_dir / _INNER / "ray_current_cluster").read_text().strip()
+            if launcher.returncode == 0
+            else ""
+        )
     except (subprocess.TimeoutExpired, OSError) as error:
         launcher.kill()
         launcher.wait()

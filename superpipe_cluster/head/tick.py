@@ -110,14 +110,15 @@ class Tick:
             worker = Worker(record.id, record.epoch)
             if not record.state.holds_device or worker in alive:
                 continue
-            if record.state is JobState.STARTING and not self._presence.was_launched(worker):
-                # Placed by a head that died before it asked for the worker.
-                self._launch(record)
-                continue
             device = self._devices.get(record.device or "")
             if not self._executor.clear(self._home.job(record.id).root, device):
                 continue  # something of it still lives; ask again next round
-            self._ended(record, Lost(EndReason.WORKER_LOST, "its worker process disappeared"))
+            if record.state is JobState.STARTING and not self._presence.was_launched(worker):
+                # Placed by a head that died before it could know of a worker. It never reported, so nobody
+                # has seen this attempt; it is begun (again) at no cost.
+                self._launch(record)
+            else:
+                self._ended(record, Lost(EndReason.WORKER_LOST, "its worker process disappeared"))
 
     # ---- time ------------------------------------------------------------------------------------------
 

@@ -35,7 +35,12 @@ def plan_job(
         BadInput: the program or the model it names cannot be built; the message is the program's own.
     """
     request = json.dumps({"job": spec.dump(job), "program": str(program), "cuda": cuda})
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
     try:
         done = subprocess.run(
             [sys.executable, "-m", "superpipe_cluster.planning"],
@@ -49,7 +54,9 @@ def plan_job(
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-        raise errors.BadInput(f"planning {job.name} failed: {last}", hint="run the worker program by hand to see why")
+        raise errors.BadInput(
+            f"planning {job.name} failed: {last}", hint="run the worker program by hand to see why"
+        )
     answer: dict[str, Any] = json.loads(lines[-1])
     if (problem := answer.get("error")) is not None:
         raise errors.BadInput(problem["message"], hint=problem["hint"])

@@ -80,9 +80,7 @@ def _peak_of_step(probe: Probe) -> int:
     def leave(parameter: torch.Tensor) -> None:
         parameter.grad = None
 
-    hooks = [
-        p.register_post_accumulate_grad_hook(leave) for p in probe.model.parameters() if p.requires_grad
-    ]
+    hooks = [p.register_post_accumulate_grad_hook(leave) for p in probe.model.parameters() if p.requires_grad]
     with _PeakBytes(probe.model) as live:
         probe.step()
     for hook in hooks:
@@ -99,7 +97,11 @@ def _state_of(probe: Probe, units: list[Unit]) -> dict[str, int]:
         shadows[unit.name] = []
         for parameter in unit.parameters.values():
             if parameter.requires_grad:
-                shadow = nn.Parameter(torch.empty_strided(parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"))
+                shadow = nn.Parameter(
+                    torch.empty_strided(
+                        parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
+                    )
+                )
                 shadow.grad = torch.empty_like(shadow)
                 shadows[unit.name].append(shadow)
     everything = [shadow for group in shadows.values() for shadow in group]

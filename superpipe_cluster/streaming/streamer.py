@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from superpipe_cluster.errors import BadInput, BudgetTooSmall, Unstreamable
-from superpipe_cluster.streaming.device import VirtualDevice, open_device
+from superpipe_cluster.streaming.cuda_device import CudaDevice
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.guard import GUARD
 from superpipe_cluster.streaming.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.schedule import POLICIES, PolicyName, make_policy
 from superpipe_cluster.streaming.units import Partition, partition
+from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,9 @@ class Streamer:
         self._parts = parts
         self._optimizers: list[StreamedOptimizer] = []
         self._entered_for_forward: list[bool] = []
-        self._model_bytes = sum(unit.nbytes for unit in parts.units) + sum(t.nbytes for t in parts.resident.values())
+        self._model_bytes = sum(unit.nbytes for unit in parts.units) + sum(
+            t.nbytes for t in parts.resident.values()
+        )
         self._hooks: list[Any] = [
             model.register_forward_pre_hook(self._before_forward, prepend=True),
             model.register_forward_hook(self._after_forward, always_call=True),
@@ -82,7 +85,9 @@ class Streamer:
                 self._hooks.append(parameter.register_post_accumulate_grad_hook(self._take_gradient))
         self._gradient_slab = {p: slab for slab in engine.gradients.values() for p in slab.views}
         self._weight_slab = {p: slab for slab in engine.weights for p in slab.views}
-        on_state_dict = partial(self._host_state_dict)  # torch marks the hook, which a bound method does not allow
+        on_state_dict = partial(
+            self._host_state_dict
+        )  # torch marks the hook, which a bound method does not allow
         for module in model.modules():
             if any(True for _ in module.parameters(recurse=False)):
                 self._hooks.append(module.register_state_dict_post_hook(on_state_dict))
@@ -109,7 +114,9 @@ class Streamer:
             Unstreamable: `kind` does not treat parameters one by one, or the model has an optimizer already.
         """
         if self._optimizers:
-            raise Unstreamable("this model already has a streamed optimizer", hint="close() the streamer first")
+            raise Unstreamable(
+                "this model already has a streamed optimizer", hint="close() the streamer first"
+            )
         chosen = [p for p in self.model.parameters() if p.requires_grad] if params is None else params
         optimizer = StreamedOptimizer(self._engine, kind, chosen, options)
         self._optimizers.append(optimizer)
@@ -148,7 +155,9 @@ class Streamer:
         with GUARD.suspended():
             engine.evict(engine.slabs)
             live = {p for slab in engine.gradients.values() if slab.has_live_gradients() for p in slab.views}
-            gradients = {p: self._gradient_slab[p].host_view(p) for p in live if self._has_streamed_gradient(p)}
+            gradients = {
+                p: self._gradient_slab[p].host_view(p) for p in live if self._has_streamed_gradient(p)
+            }
             for parameter in gradients:
                 parameter.grad = None
             for slab in engine.weights:
@@ -200,7 +209,9 @@ class Streamer:
 
     def _host_state_dict(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
         """Point the entries of this module's own parameters at the host copies, brought up to date."""
-        own = {prefix + name: p for name, p in module.named_parameters(recurse=False) if prefix + name in state}
+        own = {
+            prefix + name: p for name, p in module.named_parameters(recurse=False) if prefix + name in state
+        }
         slabs = {self._weight_slab[p] for p in own.values() if p in self._weight_slab}
         with GUARD.suspended():
             self._engine.flush(slabs)
@@ -246,7 +257,7 @@ def stream(
         BadInput: a keyword has no meaning.
     """
     _check_keywords(model, budget, k, k_prime, policy)
-    opened = open_device(device, budget, poison=poison)
+    opened = _open_device(device, budget, poison=poison)
     try:
         parts = partition(model)
         for name, tensor in parts.resident.items():
@@ -269,11 +280,13 @@ def _check_keywords(
         raise BadInput(f"no streaming policy is called {policy!r}", hint=f"use one of {', '.join(POLICIES)}")
     for name, value in (("budget", budget), ("k", k), ("k_prime", k_prime)):
         if value is not None and value < 1:
-            raise BadInput(f"{name} must be at least 1, not {value}", hint=f"leave {name} out to have it chosen")
+            raise BadInput(
+                f"{name} must be at least 1, not {value}", hint=f"leave {name} out to have it chosen"
+            )
     if k is not None and k_prime is not None and k_prime > k:
         raise BadInput(f"k_prime ({k_prime}) cannot be larger than k ({k})", hint=f"use k_prime={k} or less")
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
+        if is_lazy(parameter) or parameter.is_meta:
             raise Unstreamable(
                 f"parameter {name} has no data yet",
                 hint="materialise the model first (run a lazy module once, load weights into a meta model)",
@@ -292,7 +305,10 @@ def _window(
     if budget is not None:
         resident = sum(tensor.nbytes for tensor in parts.resident.values())
         largest = max(
-            (unit.nbytes + sum(p.nbytes for p in unit.parameters.values() if p.requires_grad) for unit in parts.units),
+            (
+                unit.nbytes + sum(p.nbytes for p in unit.parameters.values() if p.requires_grad)
+                for unit in parts.units
+            ),
             default=0,
         )
         everything = sum(sizes) + resident
@@ -324,3 +340,21 @@ def _move(model: nn.Module, name: str, tensor: torch.Tensor, device: torch.devic
         tensor.data = tensor.data.to(device)
     else:
         module._buffers[leaf] = tensor.to(device)
+
+
+def _open_device(
+    device: str | torch.device | VirtualDevice, budget_bytes: int | None, *, poison: bool = False
+) -> CpuDevice | CudaDevice:
+    """The device meant by `device`, with its budget in force.
+
+    Raises:
+        Unstreamable: no such kind of device, or it is not there.
+    """
+    if isinstance(device, VirtualDevice):
+        return CpuDevice(device, budget_bytes, poison=poison)
+    torch_device = torch.device(device)
+    if torch_device.type == "cpu":
+        return CpuDevice(VirtualDevice(), budget_bytes, poison=poison)
+    if torch_device.type == "cuda":
+        return CudaDevice(torch_device, budget_bytes)
+    raise Unstreamable(f"cannot stream to a {torch_device.type!r} device", hint='use "cuda:0" or "cpu"')

@@ -116,12 +116,14 @@ def _sort_out(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torc
 
 def _is_plain(parameter: torch.Tensor) -> bool:
     """Whether it is an ordinary dense tensor; a fake one (in a profile) is what it stands for."""
-    if not isinstance(parameter, FakeTensor):
-        if type(parameter) is not nn.Parameter or type(parameter.data) is not torch.Tensor:
-            return False
+    ordinary = type(parameter) is nn.Parameter and type(parameter.data) is torch.Tensor
+    if not ordinary and not isinstance(parameter, FakeTensor):
+        return False
     if parameter.layout is not torch.strided or parameter.numel() == 0 or parameter.is_quantized:
         return False
-    return torch.empty_like(parameter, device="meta").stride() == parameter.stride() or parameter.is_contiguous()
+    return (
+        torch.empty_like(parameter, device="meta").stride() == parameter.stride() or parameter.is_contiguous()
+    )
 
 
 def _overlap(parameters: list[nn.Parameter]) -> bool:
@@ -157,7 +159,9 @@ def _repeated(module: nn.Module, total: int, names: dict[int, str]) -> set[str]:
     """Names of the children of `module` that are blocks to move whole."""
     of_class: dict[type[nn.Module], list[str]] = defaultdict(list)
     for name, child in module.named_children():
-        if any(True for _ in child.children()):  # a leaf is no block: two norms side by side do not make a layer
+        if any(
+            True for _ in child.children()
+        ):  # a leaf is no block: two norms side by side do not make a layer
             of_class[type(child)].append(name)
     blocks: set[str] = set()
     for siblings in of_class.values():

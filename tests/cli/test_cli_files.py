@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from commands import spcluster
-from serving import Head, serving
+from serving import Head
 from superpipe_cluster import bundled
-
-
-@pytest.fixture
-def head(tmp_path: Path) -> Iterator[Head]:
-    with serving(tmp_path) as running:
-        yield running
 
 
 def test_examples_are_what_lies_in_jobs() -> None:

@@ -36,6 +36,20 @@ def test_the_end_is_told_with_all_progress_before_it(tmp_path: Path) -> None:
     assert [each["end"] is not None for each in heard] == [False] * (len(heard) - 1) + [True]
 
 
+def test_the_first_metrics_are_told_and_the_last_ones(tmp_path: Path) -> None:
+    losses: list[float] = []
+    away = iter((True, True, True))
+
+    def head(report: Report) -> Orders:
+        if next(away, False):
+            raise ConnectionError("away")
+        losses.extend(report["progress"].get("metrics", {}).values())
+        return Orders()
+
+    report(tmp_path, "def main(job):\n    for step in range(50):\n        job.progress(loss=50 - step)", head)
+    assert (losses[0], losses[-1]) == (50, 1)
+
+
 def test_a_head_that_is_away_hears_everything_when_it_is_back(tmp_path: Path) -> None:
     heard: list[Report] = []
     calls = iter(range(10**6))
@@ -48,7 +62,7 @@ def test_a_head_that_is_away_hears_everything_when_it_is_back(tmp_path: Path) ->
 
     report(tmp_path, "def main(job):\n    job.progress(step=5, loss=0.5)", head)
     assert heard[0]["progress"]["running"] is True
-    assert heard[0]["progress"]["step"] == 5
+    assert [each["progress"]["step"] for each in heard if "step" in each["progress"]] == [5]
     assert heard[-1]["end"] == {"reason": "ok", "message": None, "exit_code": 0}
 
 

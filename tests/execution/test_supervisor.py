@@ -83,9 +83,9 @@ def test_a_program_runs_reports_and_succeeds(run: Run, tmp_path: Path) -> None:
         """
     )
     assert ended(supervisor) == End("ok", None, 0)
-    progress = supervisor.take_progress()
-    assert (progress["running"], progress["step"], progress["steps"]) == (True, 3, 3)
-    assert progress["metrics"] == {"loss": 1.0 / 3}
+    first, last = supervisor.take_progress(), supervisor.take_progress()
+    assert (first["running"], first["step"], first["metrics"]) == (True, 1, {"loss": 1.0})
+    assert (last["step"], last["metrics"]) == (3, {"loss": 1.0 / 3})
     folder = JobFolder(tmp_path)
     assert folder.log.read_text() == "hello tiny 3 cpu:0 1048576\n"
     assert (folder.output / "result.txt").read_text() == "done"

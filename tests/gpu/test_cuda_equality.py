@@ -7,9 +7,9 @@ import copy
 
 import pytest
 import torch
-from streaming.models import CASES, Case
 from torch import nn
 
+from streaming.models import CASES, Case
 from superpipe_cluster.streaming import stream
 
 
@@ -27,7 +27,9 @@ class _Move(nn.Module):
         self.inner = [model]  # in a list: not a submodule
 
     def forward(self, *args, **kwargs):
-        return self.inner[0](*(a.cuda() for a in args), **{k: v.cuda() if torch.is_tensor(v) else v for k, v in kwargs.items()})
+        return self.inner[0](
+            *(a.cuda() for a in args), **{k: v.cuda() if torch.is_tensor(v) else v for k, v in kwargs.items()}
+        )
 
 
 def _train(model: nn.Module, case: Case, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -146,6 +146,8 @@ def test_a_worker_that_lives_and_says_nothing_is_taken_for_stuck(lab: Lab) -> No
     assert lab.state(job) == "RUNNING"
     lab.clock.now_s += 2
     lab.tick.run()
+    assert lab.executor.alive() == frozenset()
+    lab.tick.run()
     assert lab.state(job) == "STARTING"
     assert lab.get(job).attempt == 2
 

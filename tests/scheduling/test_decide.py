@@ -188,3 +188,19 @@ def test_a_snapshot_is_taken_of_what_matters() -> None:
     taken = snapshot(*records, host=100)
     assert [one.id for one in taken.jobs] == ["1", "3", "4"]
     assert (taken.host_free_bytes, taken.host_usable_bytes(), taken.used_bytes("cpu:0")) == (70, 100, 3)
+
+
+def test_only_the_first_in_line_reads_figures_that_change() -> None:
+    """Every changed message is a write; a long queue must not be written again at every start and end."""
+    queue = [job("2", 9), job("3", 9), job("4", 1)]
+    first, second = (
+        {
+            one.job_id: one.message
+            for one in decide(snapshot(running("1", "cpu:0", held), *queue))
+            if isinstance(one, Wait)
+        }
+        for held in (5, 6)
+    )
+    assert first["2"] != second["2"]
+    assert "4 B of 10 B" in second["2"]
+    assert {first["3"], first["4"]} == {second["3"], second["4"]}

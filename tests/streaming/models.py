@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
@@ -120,7 +120,9 @@ class Partly(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.randn(16))
-        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16)) for _ in range(5)])
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16)) for _ in range(5)]
+        )
         self.unused = nn.Linear(16, 16)
         self.readout = nn.Parameter(torch.randn(4, 16))
         for parameter in self.layers[1].parameters():
@@ -152,7 +154,9 @@ class CheckpointedSpan(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Dropout(0.2)) for _ in range(6)])
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Dropout(0.2)) for _ in range(6)]
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         def half(start: int, x: torch.Tensor) -> torch.Tensor:

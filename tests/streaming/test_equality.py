@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from streaming.models import CASES, Case
 from torch import nn
 
+from streaming.models import CASES, Case
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory, Unstreamable
 from superpipe_cluster.streaming import Streamer, VirtualDevice, stream
 
@@ -281,8 +281,8 @@ def test_activations_beyond_the_budget_are_an_error_and_the_model_survives() -> 
     case = CASES["llama"]
     plain, streamed = _pair(case)
     streamer = stream(streamed, budget=150_000, device=VirtualDevice(150_000))
-    with pytest.raises((DeviceOutOfMemory, BudgetTooSmall)), streamer:
-        tokens = torch.zeros(64, 32, dtype=torch.long)
+    tokens = torch.zeros(64, 32, dtype=torch.long)
+    with streamer, pytest.raises((DeviceOutOfMemory, BudgetTooSmall)):
         streamed(input_ids=tokens, use_cache=False)
     assert torch.equal(case.loss(streamed, 0)[0], case.loss(plain, 0)[0])
 

@@ -67,7 +67,9 @@ def test_optimal_makes_the_fewest_loads_in_training(n: int, k: int) -> None:
     if k >= n:
         pytest.skip("everything fits")
     there_and_back = [*range(n), *reversed(range(n))]
-    assert Simulation(_units(n, k), make_policy("optimal", k=k, k_prime=1)).run(there_and_back, 4) == 2 * (n - k)
+    assert Simulation(_units(n, k), make_policy("optimal", k=k, k_prime=1)).run(there_and_back, 4) == 2 * (
+        n - k
+    )
 
 
 @pytest.mark.parametrize(("n", "k"), [(8, 2), (8, 4), (32, 20), (32, 31)])
@@ -108,7 +110,9 @@ def test_every_access_is_served_within_the_limits(policy: str, data: st.DataObje
 
 
 @given(
-    kinds=st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1, max_size=4, unique_by=tuple),
+    kinds=st.lists(
+        st.lists(st.integers(0, 6), min_size=1, max_size=12), min_size=1, max_size=4, unique_by=tuple
+    ),
     period=st.lists(st.integers(0, 3), min_size=1, max_size=4),
 )
 def test_a_periodic_program_is_foreseen_after_it_was_seen(kinds: list[list[int]], period: list[int]) -> None:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import wait_until
 
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.execution.supervisor import End, Supervisor
 from superpipe_cluster.machine import parse_device
+from waiting import wait_until
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6,
@@ -128,11 +128,19 @@ def test_generation_goes_on_where_it_was_cut(undisturbed: Run, tmp_path: Path) -
         ({"model": {"config": {**LLAMA, "vocab_size": 99}}}, "vocab_size: 99 is less than the 257"),
         ({"model": {"config": LLAMA, "tokenizer": "/nowhere"}}, "model.tokenizer: cannot load /nowhere"),
         ({"train": {**TRAIN["train"], "sequence_length": 256}}, "256 tokens are more than the 128 positions"),
-        ({"data": {"files": ["python-stdlib:__phello__/__init__.py"]}}, "are too few for train.sequence_length"),
+        (
+            {
+                "data": {"files": ["python-stdlib:__phello__/__init__.py"]},
+                "train": {**TRAIN["train"], "sequence_length": 128},
+            },
+            "are too few for train.sequence_length",
+        ),
     ],
     ids=["model_type", "vocabulary", "tokenizer", "positions", "text"],
 )
-def test_what_cannot_be_trained_is_said_before_training(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_training(
+    change: dict[str, Any], said: str, tmp_path: Path
+) -> None:
     run = Run(tmp_path / "job", {**TRAIN, **change}, WHOLE)
     end = run.finish(run.start())
     assert end.reason == "bad_input"

@@ -120,7 +120,7 @@ def _forecast(made: JobDetail) -> Iterator[tuple[str, str]]:
         yield "  units", f"{_window(made, plan)}/{plan.units} on the device at once"
         yield (
             "  model",
-            f"{render.size(plan.model_bytes)}, with all that training adds {render.size(plan.whole_bytes)}",
+            f"{render.size(plan.model_bytes)}, with all that it works with {render.size(plan.whole_bytes)}",
         )
         yield "  peak", f"at most {render.size(min(plan.whole_bytes, made.budget_max_bytes))}"
     yield (
