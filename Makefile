@@ -12,7 +12,7 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on one device (about a minute)
-	$(BIN)/python -m bench.demo
+	$(BIN)/python jobs/demo/demo.py
 
 test: $(VENV)/.test ## Set up, then run the tests
 	$(BIN)/python -m pytest

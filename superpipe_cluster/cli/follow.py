@@ -57,9 +57,9 @@ def follow(
             for piece in client.logs(job.id, tail=tail, follow=True, wait_s=_REFRESH_S):
                 display.log(piece.text)
                 if clock() - shown_at >= _REFRESH_S:
-                    display.job(client.show(job.id))
+                    display.job(client.show(job.id, patient=True))
                     shown_at = clock()
-            job = client.wait(job.id)
+            job = client.show(job.id, patient=True)
             display.job(job)
     except KeyboardInterrupt:
         note(f"detached: job {job.id} goes on without us; `spcluster logs -f {job.id}` follows it again")

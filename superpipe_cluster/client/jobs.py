@@ -58,7 +58,7 @@ class Client:
         token: who we are; by default as for `url`.
         on_retry: told what is wrong, once per outage, before requests are tried again.
         patience_s: how long a request is tried again when nobody answers, seconds.
-        following_patience_s: the same for `logs(follow=True)` and `wait` once they have begun.
+        following_patience_s: the same for whoever follows: `logs(follow=True)`, `wait`, `show(patient=True)`.
         sleep: waits that many seconds.
         clock: monotonic seconds.
 
@@ -144,17 +144,14 @@ class Client:
         params: dict[str, Any] = {"all": ended} | ({} if user is None else {"user": _user_name(user)})
         return list(JobList.model_validate_json(self._exchange.ask("GET", "/v1/jobs", params=params)).jobs)
 
-    def show(self, ref: str) -> JobDetail:
-        """All about one job, named by its id or its name.
+    def show(self, ref: str, *, patient: bool = False) -> JobDetail:
+        """All about one job, named by its id or its name; if `patient`, outlasts a restart as a follower does.
 
         Raises:
             NotFound: there is none.
             Forbidden: it is somebody else's.
         """
-        return self._show(ref, following=False)
-
-    def _show(self, ref: str, *, following: bool) -> JobDetail:
-        return JobDetail.model_validate_json(self._exchange.ask("GET", _path(ref), following=following))
+        return JobDetail.model_validate_json(self._exchange.ask("GET", _path(ref), following=patient))
 
     def logs(
         self,
@@ -228,7 +225,7 @@ class Client:
                 pause_s = min(pause_s, left_s)
             self._sleep(pause_s)
             pause_s = min(pause_s * 1.5, 2.0)
-            job = self._show(job.id, following=True)
+            job = self.show(job.id, patient=True)
         return job
 
     # ---- the cluster ------------------------------------------------------------------------------

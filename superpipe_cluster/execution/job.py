@@ -125,7 +125,7 @@ class Job:
             metrics: numbers to show and keep, `loss=2.31`; a metric keeps its value until it is given again.
         """
         told = {"step": step, "steps": steps}
-        self._pending.update({name: value for name, value in told.items() if value is not None})
+        self._pending.update({name: int(value) for name, value in told.items() if value is not None})
         if metrics:
             self._metrics.update({name: float(value) for name, value in metrics.items()})
             self._pending["metrics"] = dict(self._metrics)

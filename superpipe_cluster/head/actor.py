@@ -108,7 +108,7 @@ class HeadActor:
 
     def _set_trouble(self, trouble: str | None) -> None:
         if trouble != self._pulse.trouble:
-            _log.warning("%s", trouble or "all is well")
+            _log.log(logging.WARNING if trouble else logging.INFO, "%s", trouble or "all is well")
         self._pulse.trouble = trouble
 
     def _serve(self, cluster: ClusterFile, service: HeadService) -> None:

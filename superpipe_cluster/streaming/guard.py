@@ -61,8 +61,7 @@ class ReadGuard(TorchDispatchMode):
             self._live[engine] = LiveTensors(engine.charge, not_counted=self._slabs)
         for slab in engine.slabs:
             self.add_slab(engine, slab)
-        if not self.active:
-            self.__enter__()
+        self.join()
 
     def add_slab(self, engine: Engine, slab: Slab) -> None:
         """Guard one more slab."""
@@ -79,8 +78,22 @@ class ReadGuard(TorchDispatchMode):
 
     @property
     def active(self) -> bool:
-        """Whether the guard sees the operators of this thread."""
+        """Whether the guard has entered this thread."""
         return getattr(self._threads, "depth", 0) > 0
+
+    def join(self) -> bool:
+        """See the operators of this thread from now on; returns whether that took an `__enter__`.
+
+        [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it was
+        entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the stack.
+        """
+        if not self.active:
+            self.__enter__()
+            return True
+        if not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.Python):
+            torch._C._dispatch_tls_set_dispatch_key_included(torch._C.DispatchKey.Python, True)
+            torch._C._dispatch_tls_set_dispatch_key_included(torch._C.DispatchKey.PythonTLSSnapshot, True)
+        return False
 
     def __enter__(self) -> ReadGuard:
         self._threads.depth = getattr(self._threads, "depth", 0) + 1

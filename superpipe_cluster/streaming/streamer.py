@@ -71,7 +71,7 @@ class Streamer:
         self._engine = engine
         self._parts = parts
         self._optimizers: list[StreamedOptimizer] = []
-        self._entered_for_forward: list[bool] = []
+        self._joined: list[bool] = []  # whether each forward that runs brought the guard to its thread
         self._model_bytes = sum(unit.nbytes for unit in parts.units) + sum(
             t.nbytes for t in parts.resident.values()
         )
@@ -183,14 +183,11 @@ class Streamer:
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         # The guard is a matter of threads: one that was not there at stream() joins for the length of its forward.
-        joins = not GUARD.active
-        self._entered_for_forward.append(joins)
-        if joins:
-            GUARD.__enter__()
+        self._joined.append(GUARD.join())
         GUARD.begin_step(self._engine)
 
     def _after_forward(self, module: nn.Module, args: Any, result: Any) -> None:
-        if self._entered_for_forward and self._entered_for_forward.pop():
+        if self._joined and self._joined.pop():
             GUARD.__exit__(None, None, None)
 
     def _take_gradient(self, parameter: torch.Tensor) -> None:
@@ -259,14 +256,16 @@ def stream(
     _check_keywords(model, budget, k, k_prime, policy)
     opened = _open_device(device, budget, poison=poison)
     try:
-        parts = partition(model)
-        for name, tensor in parts.resident.items():
-            opened.charge(tensor.nbytes)
-            if tensor.device != opened.torch_device:
-                _move(model, name, tensor, opened.torch_device)
-        window_k, batch = _window(parts, opened.budget_bytes, k, k_prime, policy)
-        chosen = make_policy(policy, k=window_k, k_prime=batch, in_flight=opened.batches_in_flight)
-        engine = Engine(parts, opened, chosen, max_units=k)
+        # The slabs outlive an inference mode of the caller's: they must be ordinary tensors.
+        with torch.inference_mode(False):
+            parts = partition(model)
+            window_k, batch = _window(parts, opened.budget_bytes, k, k_prime, policy)
+            for name, tensor in parts.resident.items():
+                opened.charge(tensor.nbytes)
+                if tensor.device != opened.torch_device:
+                    _move(model, name, tensor, opened.torch_device)
+            chosen = make_policy(policy, k=window_k, k_prime=batch, in_flight=opened.batches_in_flight)
+            engine = Engine(parts, opened, chosen, max_units=k)
     except BaseException:
         opened.close()
         raise

@@ -48,9 +48,9 @@ def _free_port() -> int:
 def _processes_of(home: Path) -> list[str]:
     """The command lines of living processes that have this home in their arguments or environment."""
     found = []
-    for process in Path("/proc").iterdir():
+    for entry in Path("/proc").iterdir():
         try:
-            known = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            known = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
         except OSError:
             continue
         if str(home).encode() in known:

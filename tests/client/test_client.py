@@ -180,6 +180,16 @@ def test_wait_outlives_a_restart_and_redis(head: Head, client: Client) -> None:
     assert states == ["FAILED"]
 
 
+def test_a_follower_is_more_patient_than_a_passer_by(head: Head) -> None:
+    with Client(head.url, head.tokens["alice"], patience_s=0, following_patience_s=20) as client:
+        job_id = client.submit(parse(job())).id
+        head.stop()
+        with pytest.raises(errors.NotRunning):
+            client.show(job_id)
+        threading.Timer(0.5, head.start).start()
+        assert client.show(job_id, patient=True).id == job_id
+
+
 def test_waiting_has_an_end(client: Client) -> None:
     job_id = client.submit(parse(job())).id
     with pytest.raises(TimeoutError, match=f"job {job_id} is still QUEUED"):

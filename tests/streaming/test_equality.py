@@ -267,6 +267,43 @@ def test_another_thread_may_run_the_forward() -> None:
     assert torch.equal(case.loss(plain, 1)[0], actual)
 
 
+def test_inference_mode_may_begin_and_end_anywhere() -> None:
+    case = CASES["llama"]
+    plain, streamed = _pair(case)
+    expected = case.loss(plain, 0)[0]
+    with torch.inference_mode():
+        streamer = stream(streamed, k=2, poison=True)
+        assert torch.equal(case.loss(streamed, 0)[0], expected)
+    assert torch.equal(case.loss(streamed, 0)[0], expected)
+    with torch.inference_mode():
+        assert torch.equal(case.loss(streamed, 0)[0], expected)
+    case.loss(streamed, 0)[1].backward()
+    streamer.close()
+    assert streamed.lm_head.weight.grad is not None
+
+
+def test_mixed_precision_with_a_scaler_is_plain_pytorch() -> None:
+    case = CASES["llama"]
+    plain, streamed = _pair(case)
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        for step in range(4):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = case.loss(model, step)[1]
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+    train(plain, torch.optim.AdamW(plain.parameters(), lr=1e-2))
+    with stream(streamed, k=2, poison=True) as streamer:
+        train(streamed, streamer.optimizer(torch.optim.AdamW, lr=1e-2))
+    _assert_same_weights(plain, streamed)
+
+
 def test_a_budget_below_the_largest_unit_names_the_bytes() -> None:
     _, streamed = _pair(CASES["llama"])
     with pytest.raises(BudgetTooSmall) as caught:
