@@ -7,6 +7,7 @@ prompts. A job that is started again goes on behind the last whole line, with th
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +112,7 @@ def keep_whole_batches(path: Path, batch_size: int) -> int:
 
 
 def probe(job: GenerateJob) -> Probe:
-    """The widest forward of this job: all prompts' tokens and all new ones, with their cache."""
+    """The widest forward of this job: the longest prompt and all new tokens, with their cache."""
     assert job.model is not None
     assert job.generate is not None
     settings = job.generate
@@ -122,8 +123,11 @@ def probe(job: GenerateJob) -> Probe:
     longest = max(len(tokenizer.encode(prompt)) for prompt in read_prompts(settings.prompts))
     batch = torch.zeros(settings.batch_size, max(1, longest) + settings.max_new_tokens, dtype=torch.long)
 
+    # Generation computes the scores of the last position only, where the model can do that.
+    last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+
     def step() -> None:
         with torch.no_grad():
-            model(input_ids=batch, use_cache=True)
+            model(input_ids=batch, use_cache=True, **last_only)
 
     return Probe(model, step)

@@ -28,6 +28,7 @@ class Attempt:
         program: the file with `main(job)`.
         output: folder for the results.
         cpus: cores it booked.
+        k: units that the plan says the budget holds at once; None without a plan.
         resolved: values of the job file that only the cluster could know, `model_source` so far.
     """
 
@@ -40,6 +41,7 @@ class Attempt:
     program: str
     output: str
     cpus: int = 1
+    k: int | None = None
     resolved: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -74,6 +74,7 @@ class Job:
         self.checkpoint_dir = folder.checkpoints
         self.params: dict[str, Any] = dict(spec.params)
         self._epoch = attempt.epoch
+        self._planned_k = attempt.k
         self._folder = folder
         self._line = line
         self._streamers: list[Streamer] = []
@@ -90,7 +91,7 @@ class Job:
         Args:
             model: any module, its weights in host memory.
             options: of `superpipe_cluster.stream`, over those of the job file (`budget` for a part of the
-                budget).
+                budget, and then `k` too, or None).
 
         Raises:
             BudgetTooSmall: the model cannot be streamed in so few bytes; the message names how many it needs.
@@ -106,7 +107,7 @@ class Job:
         defaults: dict[str, Any] = {
             "budget": self.budget_bytes,
             "device": device,
-            "k": asked.k,
+            "k": asked.k if asked.k is not None else self._planned_k,
             "k_prime": asked.k_prime,
             "policy": asked.policy,
         }
