@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from superpipe_cluster.machine import nvml
+
 HERE = Path(__file__).parent
-DEVICE = "cpu:72MiB@1GB/s"
 ENDED = {"SUCCEEDED", "FAILED", "CANCELLED"}
 PATIENCE_S = 280.0
 COLUMNS = ("JOB", "BUDGET", "K/N", "LOADS", "PEAK", "MODEL", "FIRST", "LAST", "BOTH")
@@ -28,18 +30,19 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="spcluster-demo-") as home:
         admin = Person("admin", {**os.environ, "SPCLUSTER_HOME": home, "COLUMNS": "80"})
         try:
-            admin.does("up", "--device", DEVICE, "--port", str(free_port()))
-            return show(admin, home)
+            scale = ON_GPU if nvml.gpus() else IN_RAM
+            admin.does("up", "--device", scale.device, "--port", str(free_port()))
+            return show(admin, scale)
         finally:
             admin.does("down")
 
 
-def show(admin: Person, home: str) -> int:
+def show(admin: Person, scale: Scale) -> int:
     """Two users submit; the queue is watched until all jobs have ended; what happened is tabled and checked."""
     astro, bio = (admin.adds(name) for name in ("astro", "bio"))
-    astro.does("submit", str(HERE / "astro.yaml"))
-    bio.does("submit", str(HERE / "bio.yaml"))
-    astro.does("submit", str(HERE / "answer.yaml"))
+    astro.does("submit", str(HERE / "astro.yaml"), *scale.astro)
+    bio.does("submit", str(HERE / "bio.yaml"), *scale.bio)
+    astro.does("submit", str(HERE / "answer.yaml"), *scale.answer)
     print()
     watch(admin)
 
@@ -55,7 +58,7 @@ def show(admin: Person, home: str) -> int:
         f"\nThe two models are {mib(models)} together and the device is {mib(capacity)}: more than it can hold,"
         f"\nand they trained on it side by side for {both_s:.0f} s."
     )
-    answers = Path(jobs["astro-answer"]["output"] or home) / "completions.jsonl"
+    answers = Path(jobs["astro-answer"]["output"]) / "completions.jsonl"
     if answers.exists():
         print("\nThe trained model goes on (it had a minute of training):")
         for line in answers.read_text(encoding="utf-8").splitlines():
@@ -80,6 +83,38 @@ def show(admin: Person, home: str) -> int:
         print(f"  {'yes' if holds else 'NO '}  {claim}")
     print()
     return 0 if all(claims.values()) else 1
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A device, and the options of `submit` that make the models as large as the demo needs them there."""
+
+    device: str
+    astro: tuple[str, ...] = ()
+    bio: tuple[str, ...] = ()
+    answer: tuple[str, ...] = ()
+
+
+def options(*settings: str) -> tuple[str, ...]:
+    """`--set` for each setting."""
+    return tuple(word for setting in settings for word in ("--set", setting))
+
+
+#: A machine without a GPU: the job files as they are.
+IN_RAM = Scale("cpu:72MiB@1GB/s")
+#: A part of the first GPU, and 2.3 GiB of weights in each model.
+ON_GPU = Scale(
+    "cuda:0=4GiB",
+    astro=options(
+        "model.config.hidden_size=2048", "model.config.intermediate_size=5504", "model.config.num_attention_heads=16",
+        "model.config.num_hidden_layers=12", "train.checkpoint_every=60", "resources.gpu_memory=2GiB",
+    ),
+    bio=options(
+        "model.config.n_embd=2048", "model.config.n_head=16", "model.config.n_layer=12", "train.checkpoint_every=60",
+        "resources.gpu_memory=2GiB",
+    ),
+    answer=options("resources.gpu_memory=2GiB"),
+)  # fmt: skip
 
 
 class Person:

@@ -7,13 +7,13 @@ given away follows from the job records.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.machine import nvml
 from superpipe_cluster.machine.host import host_memory
-from superpipe_cluster.spec.units import parse_bytes
+from superpipe_cluster.spec.units import parse_bytes, spell_bytes
 
 #: Link speed of a virtual device that none was declared for: what a PCIe 3.0 x8 slot gives, slow enough that
 #: streaming is visible, fast enough that a test does not wait for it.
@@ -23,7 +23,8 @@ DEFAULT_VIRTUAL_LINK_BYTES_PER_S = 8_000_000_000
 DEFAULT_VIRTUAL_SHARE = 4
 
 _GRAMMAR_HINT = (
-    "write a virtual device as cpu:3GiB@2GB/s (capacity, link speed), a GPU as cuda:0 or by its UUID"
+    "write a virtual device as cpu:3GiB@2GB/s (capacity, link speed), a GPU as cuda:0 or by its UUID, a part of a GPU "
+    "as cuda:0=12GiB"
 )
 
 
@@ -81,8 +82,9 @@ def discover(explicit: Sequence[str] = ()) -> list[Device]:
     """The devices of this machine.
 
     Args:
-        explicit: what the user asked for, each `cpu:CAPACITY@SPEED`, `cuda:INDEX` or a GPU's UUID; empty for
-            all GPUs, or, where there is none, one virtual device of a quarter of the RAM.
+        explicit: what the user asked for, each `cpu:CAPACITY@SPEED`, `cuda:INDEX` or a GPU's UUID, either with
+            `=CAPACITY` for a part of it; empty for all GPUs, or, where there is none, one virtual device of a
+            quarter of the RAM.
 
     Raises:
         BadInput: something explicit cannot be read, or names a GPU that is not there.
@@ -101,6 +103,20 @@ def discover(explicit: Sequence[str] = ()) -> list[Device]:
             raise BadInput(f"device named twice: {text!r}")
         found.append(device)
     return found
+
+
+def _part_of(gpu: Device, part: str) -> Device:
+    """The GPU with only so much of its memory for the cluster: the rest is somebody else's."""
+    try:
+        capacity_bytes = parse_bytes(part)
+    except BadInput as error:
+        raise BadInput(f"not a part of {gpu.name}: {part!r}: {error.message}", hint=_GRAMMAR_HINT) from error
+    if not 0 < capacity_bytes <= gpu.capacity_bytes:
+        raise BadInput(
+            f"{part} is no part of {gpu.name}, which has {spell_bytes(gpu.capacity_bytes)}",
+            hint=_GRAMMAR_HINT,
+        )
+    return replace(gpu, capacity_bytes=capacity_bytes)
 
 
 def _virtual(capacity_bytes: int, link_bytes_per_s: int, index: int) -> Device:
@@ -129,9 +145,10 @@ def _gpus() -> list[Device]:
 
 
 def _gpu_named(text: str) -> Device:
+    named, equals, part = text.partition("=")
     gpus = _gpus()
     for gpu in gpus:
-        if text in (gpu.id, f"cuda:{gpu.index}"):
-            return gpu
+        if named in (gpu.id, f"cuda:{gpu.index}"):
+            return _part_of(gpu, part) if equals else gpu
     known = ", ".join(f"cuda:{gpu.index}" for gpu in gpus) or "none"
     raise BadInput(f"no such device: {text!r} (GPUs of this machine: {known})", hint=_GRAMMAR_HINT)

@@ -49,6 +49,17 @@ def test_a_gpu_is_found_by_itself_by_number_and_by_uuid(one_gpu: nvml.Gpu) -> No
         assert (device.id, device.kind, device.capacity_bytes) == (one_gpu.uuid, "cuda", one_gpu.usable_bytes)
 
 
+def test_a_part_of_a_gpu_is_that_gpu_with_less_memory(one_gpu: nvml.Gpu) -> None:
+    (part,) = discover(["cuda:0=3GiB"])
+    assert (part.id, part.capacity_bytes) == (one_gpu.uuid, 3 * 2**30)
+    for text in ("cuda:0=", "cuda:0=17GiB", "cuda:0=3", "cuda:1=3GiB"):
+        with pytest.raises(BadInput) as caught:
+            discover([text])
+        assert caught.value.hint is not None
+    with pytest.raises(BadInput, match="twice"):
+        discover(["cuda:0=3GiB", "cuda:0=4GiB"])
+
+
 def test_a_device_that_is_not_there_or_named_twice_is_refused(one_gpu: nvml.Gpu) -> None:
     with pytest.raises(BadInput, match="cuda:0"):
         discover(["cuda:1"])

@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +168,8 @@ class Stage:
 
 
 @pytest.fixture
-def stage(tmp_path: Path, compose: dict[str, Any]) -> Iterator[Stage]:
-    yield Stage(tmp_path, compose)
+def stage(tmp_path: Path, compose: dict[str, Any]) -> Stage:
+    return Stage(tmp_path, compose)
 
 
 def ended(process: subprocess.Popen[bytes]) -> int:

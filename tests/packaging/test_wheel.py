@@ -73,16 +73,15 @@ class Installed:
         environment = folder / "venv"
         venv.create(environment, with_pip=False, symlinks=True)
         self._bin = environment / "bin"
-        subprocess.run(
-            [sys.executable, "-m", "pip", "--python", self._bin / "python", "install", "--quiet"]
-            + ["--disable-pip-version-check", "--no-deps", "--no-index", wheel],
-            check=True,
-            timeout=100,
-        )
+        install = ("install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index", wheel)
+        pip = (sys.executable, "-m", "pip", "--python", self._bin / "python")
+        subprocess.run([*pip, *install], check=True, timeout=100)
         # The dependencies are those of the tests' own environment. Named in a .pth file, that folder's own .pth
         # files (an editable install of the checkout is one) are not followed.
         paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-        packages = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
+        packages = sysconfig.get_path(
+            "purelib", vars={"base": str(environment), "platbase": str(environment)}
+        )
         Path(packages, "dependencies.pth").write_text("\n".join(sorted(paths)) + "\n")
 
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -29,7 +29,7 @@ TRAIN = {
         "schedule": "cosine", "warmup_steps": 4, "checkpoint_every": 6, "log_every": 6,
     },
 }  # fmt: skip
-WHOLE, HALF, SMALL = 64 << 20, 5 << 20, 800_000
+WHOLE, HALF, SMALL = 64 << 20, 7 << 19, 800_000
 
 
 class Run:
@@ -67,6 +67,7 @@ class Run:
             return self.progress.get("step", 0) >= step or supervisor.wait(0) is not None
 
         wait_until(is_there, f"step {step} is done", 100)
+        assert supervisor.wait(0) is None, self.log()
         os.kill(int(self.folder.pid.read_text().split()[0]), signal.SIGKILL)
         assert self.finish(supervisor).reason == "worker_lost", self.log()
 

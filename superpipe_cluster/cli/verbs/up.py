@@ -17,7 +17,8 @@ from superpipe_cluster.cli.words import note
     "devices",
     multiple=True,
     metavar="DEVICE",
-    help="cpu:3GiB@2GB/s for a virtual device, cuda:0 or a UUID for a GPU (repeatable). "
+    help="cpu:3GiB@2GB/s for a virtual device, cuda:0 or a UUID for a GPU, cuda:0=12GiB for a part of one "
+    "(repeatable). "
     "Default: all GPUs, or a virtual device of a quarter of the RAM.",
 )
 @click.option("--redis", metavar="URL", help="Use this Redis instead of starting one.")
