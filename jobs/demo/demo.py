@@ -107,10 +107,10 @@ ON_GPU = Scale(
     "cuda:0=4GiB",
     astro=options(
         "model.config.hidden_size=2048", "model.config.intermediate_size=5504", "model.config.num_attention_heads=16",
-        "model.config.num_hidden_layers=12", "train.checkpoint_every=60", "resources.gpu_memory=2GiB",
+        "model.config.num_hidden_layers=12", "train.checkpoint_every=40", "resources.gpu_memory=2GiB",
     ),
     bio=options(
-        "model.config.n_embd=2048", "model.config.n_head=16", "model.config.n_layer=12", "train.checkpoint_every=60",
+        "model.config.n_embd=2048", "model.config.n_head=16", "model.config.n_layer=12", "train.checkpoint_every=40",
         "resources.gpu_memory=2GiB",
     ),
     answer=options("resources.gpu_memory=2GiB"),
