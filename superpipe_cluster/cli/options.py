@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 #: Where the API listens unless told otherwise.
 DEFAULT_PORT = 7077
 
-#: Where the API listens unless told otherwise.
-DEFAULT_PORT = 7077
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 
