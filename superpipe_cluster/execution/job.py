@@ -75,6 +75,7 @@ class Job:
         self.params: dict[str, Any] = dict(spec.params)
         self._epoch = attempt.epoch
         self._planned_k = attempt.k
+        self._link_clock = attempt.link_clock
         self._folder = folder
         self._line = line
         self._streamers: list[Streamer] = []
@@ -99,7 +100,11 @@ class Job:
         from superpipe_cluster.streaming import VirtualDevice, stream
 
         device = (
-            VirtualDevice(self.device.capacity_bytes, self.device.link_bytes_per_s)
+            VirtualDevice(
+                self.device.capacity_bytes,
+                self.device.link_bytes_per_s,
+                self._link_clock,
+            )
             if self.device.kind == "virtual"
             else "cuda:0"  # the only one that CUDA_VISIBLE_DEVICES leaves
         )

@@ -28,17 +28,19 @@ def write_attempt(record: JobRecord, home: Home, devices: Mapping[str, Device], 
     assert record.device is not None
     assert record.budget_bytes is not None
     folder = home.job(record.id)
+    device = devices[record.device]
     folder.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     Attempt(
         id=record.id,
         attempt=record.attempt,
         epoch=record.epoch,
         job=record.spec,
-        device=devices[record.device],
+        device=device,
         budget_bytes=record.budget_bytes,
         program=str(program_of(record.worker, folder)),
         output=record.output or str(folder.output),
         cpus=record.cpus,
+        link_clock=str(home.root / f"link-{device.id}") if device.kind == "virtual" else None,
         k=Plan.from_dict(record.plan).k(record.budget_bytes) if record.plan is not None else None,
         resolved=_resolved(record, store),
     ).write(folder)

@@ -15,12 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from superpipe_cluster.planning.plan import Plan, Probe
+from superpipe_cluster.streaming.cuda_device import CONTEXT_BYTES
 from superpipe_cluster.streaming.live import LiveTensors
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.units import Unit, partition
-
-#: What a CUDA context takes before the first tensor. Replaced by a measurement once the machine profile exists.
-CUDA_CONTEXT_BYTES = 768 << 20
 
 
 class _PeakBytes(TorchDispatchMode):
@@ -70,7 +68,7 @@ def profile(make_probe: Callable[[], Probe], *, cuda: bool = False) -> Plan:
         resident_bytes=sum(tensor.nbytes for tensor in parts.resident.values()),
         activation_bytes=activations,
         streamed_bytes=streamed,
-        overhead_bytes=CUDA_CONTEXT_BYTES if cuda else 0,
+        overhead_bytes=CONTEXT_BYTES if cuda else 0,
     )
 
 

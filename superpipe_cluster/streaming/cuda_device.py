@@ -11,6 +11,7 @@ unit before the last to have begun; one unit's kernels stay queued, which keeps 
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from typing import Any
 
@@ -21,8 +22,9 @@ from superpipe_cluster.errors import Unstreamable
 from superpipe_cluster.streaming.device import Copy, Device
 
 _UNITS_QUEUED = 2
-#: What a CUDA context may take at most before it is taken for a neighbour's memory (0.3-0.8 GiB is usual).
-_CONTEXT_BYTES = 1 << 30
+#: What a CUDA context takes before the first tensor (0.3 to 0.7 GiB is usual). The allocator does not see it, so it is
+#: taken off every budget; to be replaced by a measurement per device.
+CONTEXT_BYTES = 768 << 20
 
 
 class _CudaCopy(Copy):
@@ -33,8 +35,11 @@ class _CudaCopy(Copy):
     def done(self) -> bool:
         return self._event.query()
 
+    def finish(self) -> None:
+        self._event.synchronize()
+
     def wait(self) -> None:
-        # The host runs on; only the compute stream waits. Events only, never synchronize().
+        # The host runs on; only the compute stream waits.
         torch.cuda.current_stream(self._device.torch_device).wait_event(self._event)
 
 
@@ -42,6 +47,7 @@ class CudaDevice(Device):
     """One GPU, or the part of it that a budget gives."""
 
     batches_in_flight = 2  # one for the unit that runs, one for the unit that is being queued
+    overhead_bytes = CONTEXT_BYTES
 
     def __init__(self, torch_device: torch.device, budget_bytes: int | None) -> None:
         if not torch.cuda.is_available():
@@ -53,18 +59,11 @@ class CudaDevice(Device):
         self.stall_s = 0.0
         self.h2d_bytes = 0
         self.d2h_bytes = 0
-        total = torch.cuda.get_device_properties(torch_device).total_memory
         self.budget_bytes = budget_bytes
-        if budget_bytes is not None:
-            # In force before the first allocation. The context, which the allocator does not see, is part of it.
-            context = (
-                total - torch.cuda.mem_get_info(torch_device)[0] if not torch.cuda.memory_reserved() else 0
-            )
-            context = min(context, _CONTEXT_BYTES)
-            torch.cuda.set_per_process_memory_fraction(
-                min(1.0, max(0, budget_bytes - context) / total), torch_device
-            )
-            self.budget_bytes = budget_bytes - context
+        if budget_bytes is not None:  # in force before the first allocation
+            total = torch.cuda.get_device_properties(torch_device).total_memory
+            share = max(0, budget_bytes - self.overhead_bytes) / total
+            torch.cuda.set_per_process_memory_fraction(min(1.0, share), torch_device)
         self._h2d = torch.cuda.Stream(torch_device)
         self._d2h = torch.cuda.Stream(torch_device)
         self._begun: deque[Any] = deque()
@@ -96,29 +95,28 @@ class CudaDevice(Device):
 
     @override
     def host_buffer(self, nbytes: int) -> torch.Tensor:
-        # torch's pinned allocator rounds up to powers of two and can double host RAM, so plain memory is registered.
-        host = torch.empty(nbytes, dtype=torch.uint8)
-        if nbytes:
-            code = _cudart().cudaHostRegister(host.data_ptr(), nbytes, 0)
-            if int(code) != 0:
-                raise Unstreamable(
-                    f"CUDA could not register {nbytes} bytes of host memory (cudaHostRegister error {int(code)})",
-                    hint="raise the locked-memory limit (ulimit -l) of the worker",
-                )
+        # torch's pinned allocator rounds up to powers of two and can double host RAM, so plain memory is registered;
+        # mapped, so that it has its pages to itself (a page cannot be registered twice).
+        host = torch.frombuffer(mmap.mmap(-1, max(nbytes, 1)), dtype=torch.uint8)[:nbytes]
+        code = int(_cudart().cudaHostRegister(host.data_ptr(), max(nbytes, 1), 0))
+        if code != 0:
+            raise Unstreamable(
+                f"CUDA could not register {nbytes} bytes of host memory (cudaHostRegister error {code})",
+                hint="raise the locked-memory limit (ulimit -l) of the worker",
+            )
         return host
 
     @override
     def release_host_buffer(self, host: torch.Tensor) -> None:
-        if host.numel():
-            _cudart().cudaHostUnregister(host.data_ptr())
+        _cudart().cudaHostUnregister(host.data_ptr())
 
     @override
     def used_bytes(self) -> int:
-        return torch.cuda.memory_allocated(self.torch_device)
+        return self.overhead_bytes + torch.cuda.memory_allocated(self.torch_device)
 
     @override
     def peak_bytes(self) -> int:
-        return torch.cuda.max_memory_allocated(self.torch_device)
+        return self.overhead_bytes + torch.cuda.max_memory_allocated(self.torch_device)
 
     @override
     def charge(self, nbytes: int) -> None:

@@ -18,7 +18,11 @@ class Copy(Protocol):
         ...
 
     def wait(self) -> None:
-        """Let whatever the caller computes next come after the copy."""
+        """Let whatever the device computes next come after the copy."""
+        ...
+
+    def finish(self) -> None:
+        """Return once the bytes have arrived, for a host that is about to read or overwrite them."""
         ...
 
 
@@ -32,6 +36,7 @@ class Device(Protocol):
         h2d_bytes: bytes copied from the host so far.
         d2h_bytes: bytes copied to the host so far.
         batches_in_flight: transfer batches that are worth having under way at once.
+        overhead_bytes: what the device itself takes of the budget.
     """
 
     torch_device: torch.device
@@ -40,6 +45,7 @@ class Device(Protocol):
     h2d_bytes: int
     d2h_bytes: int
     batches_in_flight: int
+    overhead_bytes: int
 
     def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
         """Give the emptied storage of `flat` its `nbytes` back, contents undefined."""

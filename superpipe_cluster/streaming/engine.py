@@ -151,18 +151,20 @@ class Engine:
     # ---- the whole at once ------------------------------------------------------------------------
 
     def flush(self, slabs: Iterable[Slab] | None = None) -> None:
-        """Bring the host copies up to date and wait for that; nothing leaves the device."""
+        """Bring the host copies up to date, for the host to read; nothing leaves the device."""
         chosen = list(self.slabs if slabs is None else slabs)
         for slab in chosen:
             self._store_if_changed(slab)
         for slab in chosen:
             if slab.storing is not None:
-                slab.storing.wait()
+                slab.storing.finish()
                 slab.storing = None
 
     def evict(self, slabs: Iterable[Slab]) -> None:
-        """Send `slabs` away, their host copies up to date."""
+        """Send `slabs` away, their host copies up to date, for the host to read or overwrite."""
         self._leave_group()
+        slabs = list(slabs)
+        self.flush(slabs)
         for slab in slabs:
             if slab.number in self.window.held:
                 self._evict(slab)
@@ -275,8 +277,7 @@ class Engine:
             slab.loading = None
         self._store_if_changed(slab)
         if slab.storing is not None:
-            slab.storing.wait()
-            slab.storing = None
+            slab.storing.wait()  # kept: the bytes may still be on their way when the host wants to read them
         self.device.free(slab.flat)
         self.window.drop(slab.number)
         if slab.part == "weights":

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from superpipe_cluster.errors import BadInput, BudgetTooSmall, Unstreamable
 from superpipe_cluster.streaming.cuda_device import CudaDevice
+from superpipe_cluster.streaming.device import Device
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.guard import GUARD
 from superpipe_cluster.streaming.optimizer import StreamedOptimizer
@@ -259,7 +260,7 @@ def stream(
         # The slabs outlive an inference mode of the caller's: they must be ordinary tensors.
         with torch.inference_mode(False):
             parts = partition(model)
-            window_k, batch = _window(parts, opened.budget_bytes, k, k_prime, policy)
+            window_k, batch = _window(parts, opened, k, k_prime, policy)
             for name, tensor in parts.resident.items():
                 opened.charge(tensor.nbytes)
                 if tensor.device != opened.torch_device:
@@ -296,13 +297,13 @@ def _check_keywords(
 
 
 def _window(
-    parts: Partition, budget: int | None, k: int | None, k_prime: int | None, policy: PolicyName
+    parts: Partition, device: Device, k: int | None, k_prime: int | None, policy: PolicyName
 ) -> tuple[int, int]:
     """`k` and `k_prime` in force; refuses a budget in which not even one unit can run."""
     sizes = sorted(unit.nbytes for unit in parts.units)
-    fits = len(sizes)
+    fits, budget = len(sizes), device.budget_bytes
     if budget is not None:
-        resident = sum(tensor.nbytes for tensor in parts.resident.values())
+        resident = device.overhead_bytes + sum(tensor.nbytes for tensor in parts.resident.values())
         largest = max(
             (
                 unit.nbytes + sum(p.nbytes for p in unit.parameters.values() if p.requires_grad)

@@ -9,7 +9,10 @@ either there is room, or the operator fails with `DeviceOutOfMemory`.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import queue
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +33,13 @@ class VirtualDevice:
     Attributes:
         capacity_bytes: device memory, None for as much as there is RAM.
         link_bytes_per_s: speed of each direction of the link, None for as fast as memory is copied.
+        link_clock: a file in which the processes that share this device keep when its link is free again; None for a
+            link of one's own.
     """
 
     capacity_bytes: int | None = None
     link_bytes_per_s: float | None = None
+    link_clock: str | None = None
 
 
 class _VirtualCopy:
@@ -64,13 +70,60 @@ class _VirtualCopy:
         if self._error is not None:
             raise RuntimeError("a copy over the virtual link failed") from self._error
 
+    def finish(self) -> None:
+        self.wait()
+
+
+class _Wire:
+    """When one direction of a link is free again, agreed among all processes that share it.
+
+    Each copy books its time behind those booked before it, whoever's they are, so neighbours take turns and together
+    get no more than the link's speed. The monotonic clock is one clock for all processes of a machine.
+    """
+
+    _FORMAT = struct.Struct("d")
+
+    def __init__(self, bytes_per_s: float, path: str | None) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._free_at = 0.0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600) if path is not None else None
+
+    def book(self, nbytes: int) -> float:
+        """The moment (of `time.monotonic`) at which a copy of `nbytes` that is ready now will have crossed."""
+        if self._file is None:
+            self._free_at = self._after(self._free_at, nbytes)
+            return self._free_at
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # let go by the kernel if this process dies
+        try:
+            stored = os.pread(self._file, self._FORMAT.size, 0)
+            free_at = self._FORMAT.unpack(stored)[0] if len(stored) == self._FORMAT.size else 0.0
+            # Nothing books further ahead than its own copy: a time far off is of another boot of the machine.
+            free_at = free_at if free_at < time.monotonic() + _LONGEST_QUEUE_S else 0.0
+            free_at = self._after(free_at, nbytes)
+            os.pwrite(self._file, self._FORMAT.pack(free_at), 0)
+            return free_at
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _after(self, free_at: float, nbytes: int) -> float:
+        return max(free_at, time.monotonic()) + nbytes / self._bytes_per_s
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+
+#: No queue of copies that each process starts one after the other can be longer than this.
+_LONGEST_QUEUE_S = 3600.0
+
 
 class _Link(threading.Thread):
     """One direction of a virtual link: copies in order, each taking at least `nbytes / speed`."""
 
-    def __init__(self, name: str, bytes_per_s: float | None) -> None:
+    def __init__(self, name: str, bytes_per_s: float | None, clock: str | None) -> None:
         super().__init__(name=name, daemon=True)
-        self._bytes_per_s = bytes_per_s
+        self._wire = _Wire(bytes_per_s, clock) if bytes_per_s is not None else None
         self._copies: queue.SimpleQueue[_VirtualCopy | None] = queue.SimpleQueue()
         self.start()
 
@@ -80,12 +133,12 @@ class _Link(threading.Thread):
 
     def run(self) -> None:
         while (copy := self._copies.get()) is not None:
-            began = time.perf_counter()
+            arrival = self._wire.book(copy.nbytes) if self._wire is not None else 0.0
             copy.run()
-            if self._bytes_per_s is not None:
-                left = began + copy.nbytes / self._bytes_per_s - time.perf_counter()
-                time.sleep(max(0.0, left))
+            time.sleep(max(0.0, arrival - time.monotonic()))
             copy.arrive()
+        if self._wire is not None:
+            self._wire.close()
 
     def stop(self) -> None:
         self._copies.put(None)
@@ -99,6 +152,7 @@ class CpuDevice(Device):
     """The share of a virtual device that one budget gives. With `poison`, bytes not to be read read as NaN."""
 
     batches_in_flight = 1
+    overhead_bytes = 0
 
     def __init__(self, spec: VirtualDevice, budget_bytes: int | None, *, poison: bool = False) -> None:
         self.torch_device = torch.device("cpu")
@@ -109,8 +163,11 @@ class CpuDevice(Device):
         self._poison = poison
         self._used = 0
         self._peak = 0
-        self._host_to_device = _Link("spcluster-h2d", spec.link_bytes_per_s)
-        self._device_to_host = _Link("spcluster-d2h", spec.link_bytes_per_s)
+        clocks = (
+            (None, None) if spec.link_clock is None else (f"{spec.link_clock}.h2d", f"{spec.link_clock}.d2h")
+        )
+        self._host_to_device = _Link("spcluster-h2d", spec.link_bytes_per_s, clocks[0])
+        self._device_to_host = _Link("spcluster-d2h", spec.link_bytes_per_s, clocks[1])
 
     @override
     def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
