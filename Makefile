@@ -11,7 +11,7 @@ INPUTS := pyproject.toml constraints.txt
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on one device (about a minute)
+demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on one device (two minutes)
 	$(BIN)/python jobs/demo/demo.py
 
 test: $(VENV)/.test ## Set up, then run the tests

@@ -89,7 +89,7 @@ def up(options: UpOptions, say: Callable[[str], None] = lambda _: None) -> Start
     """
     home = Home(options.home)
     home.create()
-    with _alone(home):
+    with alone(home):
         running = _running(home)
         if running is not None:
             return _come_back(home, running, say)
@@ -111,7 +111,7 @@ def down(root: Path, *, head_only: bool = False, say: Callable[[str], None] = la
     """
     home = Home(root)
     home.read_cluster()  # no lock is made where there is no cluster
-    with _alone(home):
+    with alone(home):
         cluster = home.read_cluster()
         is_own = cluster.ray.session is not None
         if head_only:
@@ -300,6 +300,8 @@ def _login() -> str:
 
 def _ask(home: Home, cluster: ClusterFile, question: str) -> dict[str, Any]:
     """Put a question to Ray. See [Note: Ray in a process of its own]."""
+    if not own_ray.answers(cluster.ray.address):  # it would be tried for minutes
+        return {"unreachable": f"nothing listens at Ray's address {cluster.ray.address}"}
     if cluster.ray.session is not None:
         env = own_ray.environment(home, os.environ)
     else:
@@ -333,8 +335,8 @@ def _clear_jobs(home: Home) -> None:
 
 
 @contextmanager
-def _alone(home: Home) -> Generator[None]:
-    """Keep a second `up` or `down` of this home waiting."""
+def alone(home: Home) -> Generator[None]:
+    """Keep every `up` and `down` of this home waiting."""
     handle = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

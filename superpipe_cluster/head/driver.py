@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from superpipe_cluster.execution.actor import HEAD_NAME, NAMESPACE
 from superpipe_cluster.execution.ray_executor import RayExecutor
@@ -45,6 +46,10 @@ def start_head(home: Home) -> dict[str, Any]:
         max_restarts=-1,
         num_cpus=0,
         num_gpus=0,
+        # Here: the port of the API, the devices that `up` has found and the embedded Redis are this node's.
+        scheduling_strategy=NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        ),
         max_concurrency=64,  # workers report in parallel, and `drain` waits inside a call
     ).remote(str(home.root))
     try:

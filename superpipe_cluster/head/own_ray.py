@@ -17,6 +17,7 @@ import secrets
 import shutil
 import signal
 import site
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,13 +40,19 @@ _LONGEST_TEMP_DIR = 107 - _SOCKET_NAME_BYTES
 #: Ray opens its folder to everybody, so it gets one inside a folder that is ours alone.
 _INNER = "r"
 _START_TIMEOUT_S = 90.0
+_ANSWER_TIMEOUT_S = 5.0
 #: Wait for the end of processes that were killed outright.
 _END_GRACE_S = 0.0
 
 
 def environment(home: Home, base: Mapping[str, str]) -> dict[str, str]:
     """The settings of our own Ray, for its processes and for those that connect to it."""
-    env = {name: value for name, value in base.items() if not name.startswith("RAY_")}
+    env = {
+        name: value
+        for name, value in base.items()
+        # The URL of Redis may hold a password, and jobs inherit this.
+        if not name.startswith("RAY_") and name != "SPCLUSTER_REDIS_URL"
+    }
     env |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.ray_token),
@@ -126,6 +133,18 @@ def is_running(home: Home) -> bool:
     """Whether the two processes that everything hangs on are there."""
     titles = [processes.title(pid).split(" ", 1)[0] for pid in processes.marked(MARK, str(home.root))]
     return all(any(title.endswith(part) for title in titles) for part in ("/gcs_server", "/raylet"))
+
+
+def answers(address: str) -> bool:
+    """Whether something listens where a Ray is said to be; True for addresses that only Ray can read."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        return True
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_TIMEOUT_S).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def stop(home: Home, place: RayPlace | None) -> list[int]:

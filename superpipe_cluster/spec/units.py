@@ -192,6 +192,10 @@ def _shown(value: object) -> str:
 
 
 def _sized(number: str) -> str:
+    # Nobody means a million GiB; whoever writes that much counts bytes.
+    if number.isdecimal() and 10**6 <= int(number) <= MAX_BYTES:
+        unit = next(unit for unit in _BINARY if int(number) >= _BYTES[unit])
+        return f"write {number}B, or {round(int(number) / _BYTES[unit], 1):g}{unit}"
     return f"write {number}GiB or {number}MiB"
 
 

@@ -6,7 +6,10 @@ import os
 import re
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import dedent
 
@@ -16,6 +19,7 @@ from superpipe_cluster import spec
 from superpipe_cluster.api.views import JobDetail
 from superpipe_cluster.client import Client
 from superpipe_cluster.errors import AlreadyRunning, NotRunning, StartFailed, StoreUnavailable
+from superpipe_cluster.execution.ray_executor import DEVICES_LABEL
 from superpipe_cluster.execution.remains import last_child
 from superpipe_cluster.head import own_ray
 from superpipe_cluster.head.cluster import UpOptions, down, up
@@ -139,6 +143,46 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made.down()
 
 
+@contextmanager
+def second_node(home: Home, options: list[str]) -> Iterator[int]:
+    """Another node of the cluster's Ray, on this machine; the session that its processes are in."""
+    # Ray would look for 127.0.0.1 under the machine's own address, where our Ray does not listen.
+    program = (
+        "from ray._private import services; services.resolve_ip_for_localhost = lambda host: host;"
+        "from ray.scripts.scripts import main; main()"
+    )
+    place = home.read_cluster().ray
+    started = subprocess.Popen(
+        [
+            *(sys.executable, "-c", program, "start", f"--address={place.address}", *options),
+            *("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"),
+            *("--dashboard-agent-listen-port=0", "--include-log-monitor=false", "--disable-usage-stats"),
+            *("--num-cpus=0", "--num-gpus=0", "--object-store-memory=100000000"),
+        ],
+        env={
+            **own_ray.environment(home, os.environ),
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
+            own_ray.MARK: str(home.root),
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert started.wait(timeout=40) == 0
+        yield started.pid
+    finally:
+        end_session(started.pid)
+        started.wait(timeout=10)
+
+
+def end_session(session: int) -> None:
+    # A raylet that is told to end says so, and Ray need not find out.
+    assert not processes.end(
+        lambda: [each.pid for each in processes.all_processes() if each.session == session], grace_s=5
+    )
+
+
 def steps_of(log: list[str]) -> list[int]:
     return [int(match[1]) for line in log if (match := re.fullmatch(r"step (\d+)", line))]
 
@@ -203,6 +247,34 @@ def test_the_head_alone_is_stopped_and_brought_back(cluster: Cluster) -> None:
     cluster.finish(job)
     steps = steps_of(cluster.log(job))
     assert steps == list(range(1, len(steps) + 1))
+
+
+@pytest.mark.parametrize("has_devices", [False, True])
+def test_head_and_workers_stay_on_their_nodes(cluster: Cluster, has_devices: bool) -> None:
+    ray = cluster.home.read_cluster().ray
+
+    def session_of_worker(job: JobDetail) -> int:
+        child = last_child(cluster.home.job(job.id))
+        found = processes.process(child.pid) if child else None
+        actor = processes.process(found.parent) if found else None
+        assert actor is not None
+        return actor.session
+
+    with second_node(cluster.home, ["--labels", f"{DEVICES_LABEL}=all"] if has_devices else []) as second:
+        job = cluster.submit(f"placed-{int(has_devices)}")
+        cluster.until_running(job)
+        assert session_of_worker(job) == (second if has_devices else ray.session)
+        head = cluster.head_pid()
+        os.kill(head, signal.SIGKILL)
+        wait_until(lambda: cluster.head_pid() != head, "Ray has started another head", 30)
+        restarted = processes.process(cluster.head_pid())
+        assert restarted is not None
+        assert restarted.session == ray.session
+        end_session(second)
+        if has_devices:
+            cluster.until_running(job, attempt=2)
+            assert session_of_worker(job) == ray.session
+        cluster.finish(job)
 
 
 def test_a_cancelled_job_saves_and_ends(cluster: Cluster) -> None:

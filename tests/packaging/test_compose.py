@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import stat
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import yaml
 
 from command_lines import parse_arguments
 from commands import ROOT
+from superpipe_cluster.execution.ray_executor import DEVICES_LABEL
 from waiting import wait_until
 
 COMPOSE = ROOT / "docker-compose.yml"
@@ -60,7 +58,7 @@ def test_only_the_api_is_published_and_only_on_loopback(services: dict[str, Any]
 
 
 def test_the_gpu_is_reserved_for_both_nodes(services: dict[str, Any]) -> None:
-    # Ray may place a worker on either: [Note: one set of namespaces] in the file.
+    # A worker may run on either: [Note: one set of namespaces] in the file.
     for name in ("head", "gpu"):
         (device,) = services[name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia"
@@ -132,17 +130,11 @@ class Stage:
         self._bin = folder / "bin"
         self._bin.mkdir()
         (folder / "redis_password").write_text("opensesame\n")
-        self.program("ray", 'case "$1" in start) exec sleep 60;; esac')
-        self.program("spcluster", "")
+        self.program("ray", "")
+        self.program(
+            "spcluster", f'echo "$SPCLUSTER_REDIS_URL $SPCLUSTER_RAY_ADDRESS" > {folder}/connections'
+        )
         self.program("redis-server", f"cat > {folder}/redis.conf")
-        program = textwrap.dedent(f"""
-            import json, sys, pathlib
-            import superpipe_cluster.cli.main as main
-            main.run = lambda words: pathlib.Path({str(folder / "up.json")!r}).write_text(json.dumps(words)) and 0
-            exec(sys.argv[2])
-        """)
-        (folder / "python.py").write_text(program)
-        self.program("python", f'exec {sys.executable} {folder}/python.py "$@"')
 
     def program(self, name: str, does: str) -> None:
         path = self._bin / name
@@ -154,7 +146,7 @@ class Stage:
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def start(self, service: str) -> subprocess.Popen[bytes]:
+    def start(self, service: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         described = self._services[service]
         environment = {
             **described.get("environment", {}),
@@ -164,7 +156,7 @@ class Stage:
             "REDIS_PASSWORD_FILE": str(self.folder / "redis_password"),
         }
         command = [word.replace("$$", "$") for word in described["command"]]
-        return subprocess.Popen(command, env=environment, start_new_session=True)
+        return subprocess.Popen(command, env=environment, stdin=stdin, start_new_session=True)
 
 
 @pytest.fixture
@@ -187,34 +179,47 @@ def test_redis_gets_its_password_by_standard_input(stage: Stage) -> None:
     assert "requirepass opensesame\n" in (stage.folder / "redis.conf").read_text()
 
 
-def test_the_head_starts_ray_then_the_cluster_and_stops_it_when_told(stage: Stage) -> None:
+def test_the_head_starts_ray_then_becomes_the_cluster_in_the_foreground(stage: Stage) -> None:
     (stage.folder / "cluster.json").write_text("of an earlier container")
-    head = stage.start("head")
-    try:
-        wait_until((stage.folder / "up.json").exists, "`spcluster up` is called", 20)
-        wait_until(lambda: any(call.startswith("ray start --head") for call in stage.calls), "Ray starts")
-    finally:
-        head.send_signal(signal.SIGTERM)
-    assert ended(head) == 0
+    assert ended(stage.start("head")) == 0
     assert not (stage.folder / "cluster.json").exists()
-    assert "spcluster down" in stage.calls
+    ray, spcluster = stage.calls
+    redis_url, ray_address = (stage.folder / "connections").read_text().split()
+    assert ray.startswith("ray start --head ")
+    assert f" --port={ray_address.rpartition(':')[2]} " in ray
+    assert "--block" not in ray
+    assert redis_url == "redis://:opensesame@redis:6379/0"
     assert not any("opensesame" in call for call in stage.calls)
 
-    words = json.loads((stage.folder / "up.json").read_text())
+    program, *words = spcluster.split()
+    assert program == "spcluster"
     options = parse_arguments(words).params
-    assert options["host"] == "0.0.0.0"
-    assert options["redis"] == "redis://:opensesame@redis:6379/0"
-    assert f"--port={options['ray'].rpartition(':')[2]} " in next(c for c in stage.calls if "--head" in c)
+    assert (options["stay"], options["host"]) == (True, "0.0.0.0")
 
 
-def test_the_head_ends_when_ray_does(stage: Stage) -> None:
-    stage.program("ray", 'case "$1" in start) exit 3;; health-check) exit 1;; esac')
-    assert ended(stage.start("head")) != 0
+def test_signals_reach_the_cluster_itself(stage: Stage) -> None:
+    stage.program(
+        "spcluster", f"trap 'touch {stage.folder}/told; exit 0' TERM\ntouch {stage.folder}/up\nread _"
+    )
+    with stage.start("head", stdin=subprocess.PIPE) as head:
+        try:
+            wait_until((stage.folder / "up").exists, "`spcluster up` is called", 20)
+        finally:
+            head.send_signal(signal.SIGTERM)
+        assert ended(head) == 0
+    assert (stage.folder / "told").exists()
+
+
+@pytest.mark.parametrize("failing", ["ray", "spcluster"])
+def test_the_head_ends_when_ray_or_the_cluster_does(stage: Stage, failing: str) -> None:
+    stage.program(failing, "exit 3")
+    assert ended(stage.start("head")) == 3
 
 
 def test_the_gpu_node_joins_the_heads_ray_with_the_same_options(stage: Stage) -> None:
-    stage.program("ray", "")
     assert ended(stage.start("gpu")) == 0
     (call,) = stage.calls
-    assert call.startswith("ray start --address=127.0.0.1:6380 --num-cpus=0 --num-gpus=0 ")
+    assert call.startswith("ray start --address=127.0.0.1:6380 ")
+    assert f" --labels={DEVICES_LABEL}=" in call
+    assert " --num-cpus=0 --num-gpus=0 " in call
     assert call.endswith(" --temp-dir=/var/lib/spcluster/ray --block")

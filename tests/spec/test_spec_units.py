@@ -38,6 +38,10 @@ def test_a_size_is_read_with_its_unit(text: str, size_bytes: int) -> None:
     [
         (12, "a size needs a unit, got 12", "write 12GiB or 12MiB"),
         ("12", "a size needs a unit, got 12", "write 12GiB or 12MiB"),
+        (0.5, "a size needs a unit, got 0.5", "write 0.5GiB or 0.5MiB"),
+        (999_999, "a size needs a unit, got 999999", "write 999999GiB or 999999MiB"),
+        (1_000_000, "a size needs a unit, got 1000000", "write 1000000B, or 976.6KiB"),
+        ("12884901888", "a size needs a unit, got 12884901888", "write 12884901888B, or 12GiB"),
         ("12G", "'12G' has an unknown unit 'G'", "did you mean 12GiB?"),
         ("12Gbit", "'12Gbit' has an unknown unit 'Gbit'", "did you mean 12GiB?"),
         ("3 apples", "'3 apples' has an unknown unit 'apples'", "use one of B, kB"),
