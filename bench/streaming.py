@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -105,7 +107,10 @@ def main() -> None:
         about = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": "virtual",
-            "machine": platform.machine(),
+            "commit": subprocess.run(
+                ["git", "rev-parse", "HEAD"], capture_output=True, text=True
+            ).stdout.strip(),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
             "python": platform.python_version(),
             "torch": torch.__version__,
         }

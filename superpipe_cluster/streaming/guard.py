@@ -84,8 +84,9 @@ class ReadGuard(TorchDispatchMode):
     def join(self) -> bool:
         """See the operators of this thread from now on; returns whether that took an `__enter__`.
 
-        [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it was
-        entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the stack.
+        [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it
+        was entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the
+        stack.
         """
         if not self.active:
             self.__enter__()
