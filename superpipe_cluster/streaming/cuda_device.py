@@ -129,6 +129,11 @@ class CudaDevice(Device):
             self._begun.popleft().synchronize()
 
     @override
+    def finish(self) -> None:
+        self._h2d.synchronize()
+        self._d2h.synchronize()
+
+    @override
     def close(self) -> None:
         torch.cuda.current_stream(self.torch_device).wait_stream(self._h2d)
         torch.cuda.synchronize(self.torch_device)  # host masters are read by the CPU from here on

@@ -87,6 +87,10 @@ class Device(Protocol):
         """Another unit is about to run: keep the program from deciding too far ahead of the computation."""
         ...
 
+    def finish(self) -> None:
+        """Return once all copies have arrived, for a host that is about to overwrite what they read."""
+        ...
+
     def close(self) -> None:
         """Stop what runs in the background."""
         ...

@@ -6,17 +6,19 @@ told by the read guard and the optimizer; when to move what is decided by the po
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory
+from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory, Unstreamable
 from superpipe_cluster.streaming.device import Device
 from superpipe_cluster.streaming.order import AccessOrder
 from superpipe_cluster.streaming.schedule import Action, Evict, Policy, View, Window
-from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.units import Partition
+from superpipe_cluster.streaming.slab import Part, Slab
+from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
+from superpipe_cluster.streaming.units import Unit
 
 
 class Engine:
@@ -26,48 +28,59 @@ class Engine:
     pinned while it lasts; when it ends, what it changed starts on its way to the host.
     """
 
-    def __init__(self, partition: Partition, device: Device, policy: Policy, max_units: int | None) -> None:
+    def __init__(self, device: Device, policy: Policy, max_units: int | None) -> None:
         self.device = device
         self.policy = policy
         self.order = AccessOrder()
         self.window = Window(max_units=max_units)
         self.slabs: list[Slab] = []
-        self.unit_names = [unit.name for unit in partition.units]
-        self.weights: list[Slab] = []
-        self.gradients: dict[int, Slab] = {}  # unit -> slab, for units with trainable parameters
-        self.state: dict[int, Slab] = {}  # unit -> slab, once an optimizer has made one
+        self.unit_names: list[str] = []
+        self.weights: list[Slab] = []  # of each unit
+        self.gradients: dict[int, list[Slab]] = {}  # unit -> slabs; more than one if old gradients are kept
+        self.state: dict[int, list[Slab]] = {}  # unit -> slabs; more than one if state was added later
+        self.unit_of: dict[nn.Parameter, int] = {}
+        self.on_new_slab: Callable[[Slab], None] | None = None
         self.loads = 0
         self.peak_units = 0
         self._weights_held = 0
         self._group: dict[int, None] = {}
         self._group_units: set[int] = set()
-        self._operands: list[
-            Slab
-        ] = []  # slabs of the operator that runs now; these cannot leave whatever happens
-        self._blocked = False  # prefetching stopped for a slab that was still being copied
+        #: Slabs of the operator that runs now; these cannot leave whatever happens.
+        self.operands: Sequence[Slab] = ()
+        #: Prefetching stopped for a slab that was still being copied; it may go on at any operator.
+        self.blocked = False
         self._others_peak = 0  # most bytes of everything else, in the last whole step and in this one
         self._others_peak_before = 0
 
-        for number, unit in enumerate(partition.units):
-            weights = Slab(
-                number, "weights", {p: p.data for p in unit.parameters.values()}, device.torch_device
-            )
-            host = weights.ensure_host(device)
+    def take_over(self, units: Iterable[Unit]) -> None:
+        """Move the parameters of `units` to slabs, their bytes to host copies."""
+        for unit in units:
+            parameters = list(unit.parameters.values())
+            number = len(self.weights)
+            weights = Slab(number, "weights", {p: p.data for p in parameters}, self.device.torch_device)
+            host = weights.ensure_host(self.device)
             host.zero_()  # the gaps of the alignment too: equal weights give equal bytes
-            for parameter in unit.parameters.values():
-                weights.host_view(parameter).copy_(parameter.data)
-                parameter.data = weights.views[parameter]
             self.weights.append(weights)
-            self.add_slab(weights)
-            trainable = {p: p.data for p in unit.parameters.values() if p.requires_grad}
-            if trainable:
-                self.gradients[number] = Slab(number, "gradients", trainable, device.torch_device)
-                self.add_slab(self.gradients[number])
+            self.unit_names.append(unit.name)
+            self._take_in(weights)
+            for parameter in parameters:
+                weights.host_view(parameter).copy_(parameter.data)
+                self.unit_of[parameter] = number
+                parameter.data = weights.views[parameter]
 
-    def add_slab(self, slab: Slab) -> None:
-        """Take a slab into the window and the order."""
+    def add_slab(self, unit: int, part: Part, tensors: Mapping[Any, torch.Tensor]) -> Slab:
+        """Make a slab that looks like `tensors` and take it into the window and the order; contents undefined."""
+        slab = Slab(unit, part, tensors, self.device.torch_device)
+        home = self.gradients if part == "gradients" else self.state
+        home.setdefault(unit, []).append(slab)
+        self._take_in(slab)
+        return slab
+
+    def _take_in(self, slab: Slab) -> None:
         slab.number = self.window.add_slab(slab.nbytes, slab.unit)
         self.slabs.append(slab)
+        if self.on_new_slab is not None:
+            self.on_new_slab(slab)
 
     # ---- what the program does --------------------------------------------------------------------
 
@@ -83,7 +96,7 @@ class Engine:
         Raises:
             BudgetTooSmall: they do not fit the budget together.
         """
-        self._operands = list(slabs)
+        self.operands = slabs = list(dict.fromkeys(slabs))
         entering = [slab for slab in slabs if slab.number not in self._group]
         if entering:
             units = {slab.unit for slab in slabs}
@@ -91,7 +104,7 @@ class Engine:
                 self._leave_group()
                 self._group_units = units
                 self.device.pace()
-                entering = list(slabs)
+                entering = slabs
             self._group.update((slab.number, None) for slab in entering)
             for slab in entering:
                 self._access(slab)
@@ -99,7 +112,7 @@ class Engine:
             for slab in slabs:  # taken away within its group, by pressure
                 if slab.number not in self.window.held:
                     self._miss(slab)
-            if self._blocked:
+            if self.blocked:
                 self._fetch_ahead()
         for slab in slabs:
             if slab.loading is not None:
@@ -107,21 +120,54 @@ class Engine:
                     self.policy.late()
                 slab.loading.wait()
                 slab.loading = None
+            slab.ready = True
 
     def wrote(self, slab: Slab) -> None:
         """The program changed the device bytes of `slab`."""
         slab.dirty = True
 
-    def take_gradient(self, parameter: nn.Parameter, slab: Slab) -> None:
-        """Move a gradient that autograd just finished into the unit's gradient slab."""
-        gradient = parameter.grad
-        assert gradient is not None
-        if gradient.untyped_storage()._cdata == slab.storage_key:
+    def take_gradient(self, parameter: nn.Parameter) -> None:
+        """Move a gradient that autograd just finished into a gradient slab of its unit, if it is autograd's to give."""
+        unit = self.unit_of[parameter]
+        assert parameter.grad is not None
+        if any(slab.has(parameter.grad) for slab in self.gradients.get(unit, ())):
             return  # accumulated in place
+        if is_gradient_shared(parameter):
+            return  # the program's own tensor: it would miss what is accumulated elsewhere from now on
+        slab = self._slab_for_gradient(parameter, unit)
         self.require([slab])
-        slab.views[parameter].copy_(gradient)
-        parameter.grad = slab.views[parameter]
+        slab.views[parameter].copy_(cast(torch.Tensor, parameter.grad))
+        parameter.grad = slab.give(parameter)
         self.wrote(slab)
+
+    def _slab_for_gradient(self, parameter: nn.Parameter, unit: int) -> Slab:
+        # [Note: old gradients] The program may keep a gradient and let `p.grad` go (task by task, or to compare). Its
+        # bytes must not be reused, so the unit gets one more slab, as plain autograd would allocate one more tensor.
+        for slab in self.gradients.get(unit, ()):
+            if parameter in slab.views and slab.may_give(parameter):
+                return slab
+        alike = {p: p.data for p in self.weights[unit].views if p.requires_grad}
+        return self.add_slab(unit, "gradients", alike)
+
+    def take_back(self, parameter: nn.Parameter) -> None:
+        """The program has set `parameter.data`: stream the new bytes, if they are nobody else's.
+
+        Raises:
+            Unstreamable: the new bytes are of another type or on another device.
+        """
+        slab, new = self.weights[self.unit_of[parameter]], parameter.data
+        old = slab.views[parameter]
+        if new.dtype != old.dtype or new.device != old.device:
+            raise Unstreamable(
+                f"a streamed parameter has become {new.dtype} on {new.device}",
+                hint="close() the streamer, convert or move the model, then stream it again",
+            )
+        fits = new.layout is torch.strided and new.size() == old.size() and new.stride() == old.stride()
+        if fits and tensors_on(parameter) == 2:  # itself, and `new` here
+            self.require([slab])
+            old.copy_(new)
+            parameter.data = old
+            self.wrote(slab)
 
     def charge(self, nbytes: int) -> None:
         """Count `nbytes` of a new tensor (negative: of one that died), making room by eviction if there is none.
@@ -129,16 +175,17 @@ class Engine:
         Raises:
             DeviceOutOfMemory: not even with everything evictable gone.
         """
-        budget = self.device.budget_bytes
-        if nbytes > 0 and budget is not None and self.device.used_bytes() + nbytes > budget:
+        device, budget = self.device, self.device.budget_bytes
+        if nbytes > 0 and budget is not None and device.used_bytes() + nbytes > budget:
             self.make_room(nbytes)
-        self.device.charge(nbytes)
-        self._note_others()
+        device.charge(nbytes)
+        if nbytes > 0:
+            self._note_others()
 
     def make_room(self, nbytes: int) -> None:
         """Evict until `nbytes` more fit the budget, or nothing more can be evicted."""
         budget = self.device.budget_bytes
-        operands = {slab.number for slab in self._operands}
+        operands = {slab.number for slab in self.operands}
         for pinned in (operands | set(self._group), operands):
             candidates = [number for number in self.window.held if number not in pinned]
             candidates.sort(key=self.order.future.next_use, reverse=True)
@@ -170,6 +217,40 @@ class Engine:
                 self._evict(slab)
         self.policy.look_again()
 
+    def before_host_use(self, slab: Slab, *, to_write: bool) -> None:
+        """Return once the CPU may read (and write) the host copy of `slab`."""
+        self.flush([slab])
+        if to_write:
+            self.device.finish()
+
+    def wrote_host(self, slab: Slab) -> None:
+        """The program changed the host copy of `slab`; the device bytes, if there are any, follow."""
+        assert slab.host is not None
+        if slab.number in self.window.held:
+            slab.loading = self.device.load(slab.flat, slab.host)
+            slab.ready = False
+
+    def dissolve(self) -> None:
+        """Give up all slabs. Device bytes that the program still holds tensors of are left to it, up to date."""
+        self.flush()
+        self.device.finish()
+        for slab in self.slabs:
+            held = slab.number in self.window.held
+            if held:
+                self.device.charge(-slab.nbytes)
+            host = slab.host
+            keep = host is not None and slab.outside_holders() > 0
+            if host is not None and keep and not held:
+                slab.flat.untyped_storage().resize_(slab.nbytes)
+                slab.flat.copy_(host)
+            elif held and not keep:
+                slab.flat.untyped_storage().resize_(0)
+            if host is not None:
+                self.device.release_host_buffer(host)
+        self.slabs, self.weights, self.gradients, self.state = [], [], {}, {}
+        self.operands, self.unit_of = (), {}
+        self.window = Window()
+
     @property
     def host_bytes(self) -> int:
         """Bytes of all host copies."""
@@ -193,7 +274,7 @@ class Engine:
         self._fetch_ahead()
 
     def _miss(self, slab: Slab) -> None:
-        operands = {operand.number for operand in self._operands}
+        operands = {operand.number for operand in self.operands}
         for pinned in (operands | set(self._group), operands):
             budget = self.device.budget_bytes
             self.window.capacity_bytes = None if budget is None else budget - self._others_now()
@@ -205,13 +286,13 @@ class Engine:
         self._refuse(slab)
 
     def _refuse(self, slab: Slab) -> None:
-        names = sorted({self.unit_names[operand.unit] for operand in (*self._operands, slab)})
+        names = sorted({self.unit_names[operand.unit] for operand in (*self.operands, slab)})
         if self.window.max_units is not None and len(names) > self.window.max_units:
             raise BudgetTooSmall(
                 f"one operator reads {len(names)} units at once ({', '.join(names)}), but k is {self.window.max_units}",
                 hint=f"use k={len(names)} or more",
             )
-        needed = self._others_now() + sum({s.number: s.nbytes for s in (*self._operands, slab)}.values())
+        needed = self._others_now() + sum({s.number: s.nbytes for s in (*self.operands, slab)}.values())
         raise BudgetTooSmall(
             f"the budget of {self.device.budget_bytes} bytes is too small for {', '.join(names)}: "
             f"with what else is on the device, {needed} bytes are needed at this point",
@@ -222,7 +303,7 @@ class Engine:
     def _fetch_ahead(self) -> None:
         self._note_others()
         self.window.capacity_bytes = self.capacity_bytes()
-        self._blocked = False
+        self.blocked = False
         for action in self.policy.ahead(self._view(set(self._group))):
             self._apply(action)
 
@@ -236,7 +317,7 @@ class Engine:
             or (slab.storing is not None and not slab.storing.done())
             or (slab.dirty and self._has_content(slab))
         )
-        self._blocked = self._blocked or busy
+        self.blocked = self.blocked or busy
         return busy
 
     def _is_arriving(self, number: int) -> bool:
@@ -278,6 +359,7 @@ class Engine:
         self._store_if_changed(slab)
         if slab.storing is not None:
             slab.storing.wait()  # kept: the bytes may still be on their way when the host wants to read them
+        slab.ready = False
         self.device.free(slab.flat)
         self.window.drop(slab.number)
         if slab.part == "weights":
@@ -290,16 +372,19 @@ class Engine:
             slab.dirty = False
 
     def _leave_group(self) -> None:
-        if self._group and not self.window.everything_fits:
-            for number in self._group:
-                self._store_if_changed(self.slabs[number])
+        everything_fits = self.window.everything_fits
+        for number in self._group:
+            slab = self.slabs[number]
+            slab.ready = False
+            if slab.dirty and not everything_fits:
+                self._store_if_changed(slab)
         self._group = {}
         self._group_units = set()
 
     @staticmethod
     def _has_content(slab: Slab) -> bool:
         # zero_grad() only lets go of the tensors: that is how a gradient slab comes to mean nothing.
-        return slab.part != "gradients" or slab.has_live_gradients()
+        return slab.part != "gradients" or slab.outside_holders() > 0
 
     # ---- counting ---------------------------------------------------------------------------------
 
@@ -307,4 +392,6 @@ class Engine:
         return self.device.used_bytes() - self.window.bytes
 
     def _note_others(self) -> None:
-        self._others_peak = max(self._others_peak, self._others_now())
+        others = self._others_now()
+        if others > self._others_peak:
+            self._others_peak = others

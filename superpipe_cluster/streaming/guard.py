@@ -8,112 +8,107 @@ the guard is a `TorchDispatchMode`: it maps the storages among each operator's i
 (autograd carries the mode to its threads) and outside both. It makes any model right with no code that knows a model,
 and the sequence of its findings is what the order is learned from. It costs a few microseconds per operator.
 
-An operator that writes to a slab makes it dirty; views that autograd takes without reading (`detach`) pass unseen.
+An operator that writes to a slab makes it dirty; views that autograd takes without reading (`detach`) pass unseen. The
+host copies that `state_dict` hands out are guarded too: they are the same parameters, seen from the other side.
+
+[Note: as without a mode] Under `inference_mode` autograd's kernels are skipped, and an operator may come here that
+would otherwise have come as the simpler ones it is made of. Inside a mode such an operator takes views of weights that
+do not know of their weight's `requires_grad`, and `matmul` for one looks at that to choose between two kernels with
+different last bits. So these run with the dispatch keys that they would have had without a mode.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
+from typing_extensions import override
 
+from superpipe_cluster.errors import Unstreamable
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.live import LiveTensors
+from superpipe_cluster.streaming.operators import Traits, in_parts, traits_of
 from superpipe_cluster.streaming.slab import Slab
-
-# These neither read nor check the bytes of their input, so they work on an evicted slab.
-_PASSES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
-_FOREACH = ("aten::_foreach_", "aten::_amp_foreach_")
+from superpipe_cluster.streaming.storages import storage_key
+from superpipe_cluster.streaming.watch import Watch
 
 
-@dataclass(frozen=True)
-class _Traits:
-    """What an operator's schema says of it."""
+class Place(NamedTuple):
+    """What a storage is."""
 
-    writes: tuple[int | str, ...]  # positions and names of arguments that it changes
-    makes_tensors: bool  # whether any result is new memory
-    is_foreach: bool
+    engine: Engine
+    slab: Slab
+    on_host: bool
 
 
-class ReadGuard(TorchDispatchMode):
+class ReadGuard(Watch):
     """One per process; active in each thread that runs a streamed model."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._slabs: dict[int, tuple[Engine, Slab]] = {}  # storage -> its slab
+        #: Held while an operator on slabs runs: another thread's operator must not have them evicted meanwhile.
+        self.lock = threading.RLock()
+        self._places: dict[int, Place] = {}
         self._engines: list[Engine] = []
-        self._traits: dict[OpOverload, _Traits] = {}
+        self._traits: dict[int, Traits] = {}  # by the operator's id, which is quicker than its hash
         self._live: dict[Engine, LiveTensors] = {}  # of virtual devices; CUDA's allocator counts by itself
-        self._threads = threading.local()
+        self._counting: LiveTensors | None = None  # of the engine whose model ran last
 
     # ---- who is guarded -----------------------------------------------------------------------------
 
     def attach(self, engine: Engine) -> None:
-        """Guard the slabs of `engine`, beginning in this thread."""
-        self._engines.append(engine)
+        """Guard the slabs of `engine`, in every thread that joined or will."""
         if engine.device.torch_device.type == "cpu":
-            self._live[engine] = LiveTensors(engine.charge, not_counted=self._slabs)
+            self._live[engine] = LiveTensors(engine.charge, not_counted=self._places)
+        self._put_first(engine)
         for slab in engine.slabs:
-            self.add_slab(engine, slab)
-        self.join()
+            self._add(engine, slab)
+        engine.on_new_slab = lambda slab: self._add(engine, slab)
 
-    def add_slab(self, engine: Engine, slab: Slab) -> None:
-        """Guard one more slab."""
-        self._slabs[slab.storage_key] = (engine, slab)
+    def _add(self, engine: Engine, slab: Slab) -> None:
+        self._places[slab.storage_key] = Place(engine, slab, on_host=False)
+
+    def own_work(self) -> _OwnWork:
+        """In this `with`, operators of this thread pass unseen, and those on slabs in other threads wait."""
+        return _OwnWork(self)
+
+    def hand_out(self, engine: Engine, slab: Slab) -> None:
+        """The program is about to see tensors on the host copy of `slab`: bring it up to date and guard it as well."""
+        with self.own_work():
+            host = slab.ensure_host(engine.device)
+            engine.before_host_use(slab, to_write=False)
+        self._places[storage_key(host)] = Place(engine, slab, on_host=True)
 
     def detach(self, engine: Engine) -> None:
-        """Stop guarding `engine`; with the last one gone, leave this thread."""
+        """Stop guarding `engine`."""
+        self.settle(engine)
         self._engines.remove(engine)
         self._live.pop(engine, None)
-        for slab in engine.slabs:
-            del self._slabs[slab.storage_key]
-        if not self._engines and self.active:
-            self.__exit__(None, None, None)
+        for key in [key for key, place in self._places.items() if place.engine is engine]:
+            del self._places[key]
+        self._counting = self._live.get(self._engines[-1]) if self._engines else None
+        engine.on_new_slab = None
 
     @property
-    def active(self) -> bool:
-        """Whether the guard has entered this thread."""
-        return getattr(self._threads, "depth", 0) > 0
+    def guards_anything(self) -> bool:
+        """Whether any model is streamed."""
+        return bool(self._engines)
 
-    def join(self) -> bool:
-        """See the operators of this thread from now on; returns whether that took an `__enter__`.
+    def leave_if_idle(self) -> None:
+        """Leave this thread if there is nothing to guard."""
+        if not self._engines:
+            self.leave()
 
-        [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it
-        was entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the
-        stack.
-        """
-        if not self.active:
-            self.__enter__()
-            return True
-        if not torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.Python):
-            torch._C._dispatch_tls_set_dispatch_key_included(torch._C.DispatchKey.Python, True)
-            torch._C._dispatch_tls_set_dispatch_key_included(torch._C.DispatchKey.PythonTLSSnapshot, True)
-        return False
-
-    def __enter__(self) -> ReadGuard:
-        self._threads.depth = getattr(self._threads, "depth", 0) + 1
-        super().__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._threads.depth -= 1
-        super().__exit__(*exc)
-
-    @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Let the runtime's own operators pass unseen in this thread."""
-        before = getattr(self._threads, "suspended", False)
-        self._threads.suspended = True
+    def place_of(self, tensor: Tensor) -> Place | None:
+        """Where `tensor` is, if it is on a slab or on the host copy of one."""
         try:
-            yield
-        finally:
-            self._threads.suspended = before
+            return self._places.get(storage_key(tensor))
+        except NotImplementedError:
+            return None
 
     def settle(self, engine: Engine) -> None:
         """Bring the count of `engine`'s device bytes up to date with the tensors that have died."""
@@ -122,105 +117,147 @@ class ReadGuard(TorchDispatchMode):
 
     def begin_step(self, engine: Engine) -> None:
         """The outermost forward of `engine`'s model starts; new tensors count for it from now on."""
-        if self._engines[-1] is not engine:
-            self._engines.remove(engine)
-            self._engines.append(engine)
-        self.settle(engine)
-        with self.suspended():
+        with self.own_work():
+            self._put_first(engine)
+            self.settle(engine)
             engine.begin_step()
+            for slab in engine.weights:
+                for parameter in slab.views:
+                    if not slab.has(parameter):
+                        engine.take_back(parameter)
+
+    def _put_first(self, engine: Engine) -> None:
+        if engine in self._engines:
+            self._engines.remove(engine)
+        self._engines.append(engine)
+        self._counting = self._live.get(engine)
 
     # ---- every operator -----------------------------------------------------------------------------
 
+    @override
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _PASSES or getattr(self._threads, "suspended", False):
+        traits = self._traits.get(id(func)) or self._learn(func)
+        if traits.passes or self.thread.suspended:
             return func(*args, **kwargs)
-        traits = self._traits.get(func) or self._learn(func)
-        found: dict[int, tuple[Engine, Slab]] = {}
-        for value in args:
-            self._find(value, found)
-        for value in kwargs.values():
-            self._find(value, found)
+        found: list[Place] = []
+        self._find(args, found)
+        if kwargs:
+            self._find(kwargs.values(), found)
         if found:
-            if traits.is_foreach and len({slab.unit for _, slab in found.values()}) > 1:
-                return self._unit_by_unit(func, args, kwargs)
-            for engine in {id(engine): engine for engine, _ in found.values()}.values():
-                self.settle(engine)
-                engine.require([slab for owner, slab in found.values() if owner is engine])
-        result = self._run(func, args, kwargs)
-        if found and traits.writes:
-            self._mark_written(traits, args, kwargs)
-        if traits.makes_tensors and self._engines and self._engines[-1] in self._live:
-            self._live[self._engines[-1]].see(result)
+            with self.lock:
+                result = self._run_on_slabs(func, traits, args, kwargs, found)
+        else:
+            result = self._run(func, traits, args, kwargs)
+        if traits.makes_tensors and self._counting is not None:
+            self._counting.see(result)
         return result
 
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run_on_slabs(self, func: Any, traits: Traits, args: Any, kwargs: Any, found: list[Place]) -> Any:
+        if traits.over_lists and len({place.slab.unit for place in found}) > 1:
+            return in_parts(
+                lambda part: self.__torch_dispatch__(func, (), part, kwargs), args, self._units_of
+            )
+        if traits.resizes and self.place_of(args[0]) is not None:
+            raise Unstreamable("resize_() of a streamed parameter", hint="close() the streamer first")
+        engine, slabs, ready = found[0].engine, [], True
+        for place in found:
+            slabs.append(place.slab)
+            ready = ready and place.slab.ready and not place.on_host
+        if ready and not engine.blocked:
+            engine.operands = slabs
+        else:
+            self._bring(found, to_write=bool(traits.writes))
+        result = self._run(func, traits, args, kwargs)
+        if traits.writes:
+            self._mark_written(traits, args, kwargs)
+        return result
+
+    def _bring(self, found: list[Place], *, to_write: bool) -> None:
+        for engine in dict.fromkeys(place.engine for place in found):
+            self.settle(engine)
+            here = [place for place in found if place.engine is engine]
+            for place in here:
+                if place.on_host:
+                    engine.before_host_use(place.slab, to_write=to_write)
+            engine.require([place.slab for place in here if not place.on_host])
+
+    def _run(self, func: Any, traits: Traits, args: Any, kwargs: Any) -> Any:
+        if traits.other_gradient:
+            _refuse_gradient(func, args)
+        if traits.unwrapped and torch.is_inference_mode_enabled():  # [Note: as without a mode]
+            with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+                return func(*args, **kwargs)
         try:
             return func(*args, **kwargs)
         except torch.OutOfMemoryError:
-            # The window shrinks and the operator is tried once more: it failed to allocate, so it has changed nothing.
+            return self._run_in_little_room(func, args, kwargs)
+
+    def _run_in_little_room(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The window shrinks and the operator is tried once more: it failed to allocate, so it has changed nothing."""
+        with self.lock:
             for engine in self._engines:
                 engine.make_room(1 << 62)
             torch.cuda.empty_cache()
             return func(*args, **kwargs)
 
-    def _find(self, value: Any, found: dict[int, tuple[Engine, Slab]]) -> None:
-        if isinstance(value, torch.Tensor):
-            try:
-                key = value.untyped_storage()._cdata
-            except NotImplementedError:  # sparse and other storage-less layouts
-                return
-            if key in self._slabs:
-                found[key] = self._slabs[key]
-        elif isinstance(value, (list, tuple)):
-            for inner in value:
-                self._find(inner, found)
+    def _find(self, values: Iterable[Any], found: list[Place]) -> None:
+        places = self._places
+        for value in values:
+            if isinstance(value, Tensor):
+                try:
+                    place = places.get(value.untyped_storage()._cdata)
+                except NotImplementedError:  # sparse and other storage-less layouts
+                    continue
+                if place is not None:
+                    found.append(place)
+            elif isinstance(value, (list, tuple)):
+                self._find(value, found)
 
-    def _mark_written(self, traits: _Traits, args: Any, kwargs: Any) -> None:
-        written: dict[int, tuple[Engine, Slab]] = {}
+    def _mark_written(self, traits: Traits, args: Any, kwargs: Any) -> None:
+        written: list[Place] = []
         for where in traits.writes:
             if isinstance(where, str):
-                self._find(kwargs.get(where), written)
+                self._find([kwargs.get(where)], written)
             elif where < len(args):
-                self._find(args[where], written)
-        for engine, slab in written.values():
-            engine.wrote(slab)
+                self._find([args[where]], written)
+        for engine, slab, on_host in written:
+            if on_host:
+                engine.wrote_host(slab)
+            else:
+                slab.dirty = True
 
-    def _unit_by_unit(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run a `_foreach_` operator on one unit's tensors at a time; results are per tensor, so no bit changes."""
-        lists = {at: value for at, value in enumerate(args) if isinstance(value, (list, tuple)) and value}
-        length = max(len(value) for value in lists.values())
-        groups: dict[object, list[int]] = {}
-        for index in range(length):
-            found: dict[int, tuple[Engine, Slab]] = {}
-            for value in lists.values():
-                if len(value) == length:
-                    self._find(value[index], found)
-            groups.setdefault(tuple(sorted({slab.unit for _, slab in found.values()})), []).append(index)
-        results: list[Any] = [None] * length
-        returns_list = False
-        for indices in groups.values():
-            part = tuple(
-                [value[index] for index in indices] if at in lists and len(value) == length else value
-                for at, value in enumerate(args)
-            )
-            result = self.__torch_dispatch__(func, (), part, kwargs)
-            if isinstance(result, (list, tuple)):
-                returns_list = True
-                for index, one in zip(indices, result, strict=True):
-                    results[index] = one
-        return results if returns_list else None
+    def _units_of(self, values: list[Any]) -> tuple[int, ...]:
+        found: list[Place] = []
+        self._find(values, found)
+        return tuple(sorted({place.slab.unit for place in found}))
 
-    def _learn(self, func: OpOverload) -> _Traits:
-        schema = func._schema
-        writes: list[int | str] = []
-        for at, argument in enumerate(schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                writes.append(argument.name if argument.kwarg_only else at)
-        makes = any(result.alias_info is None for result in schema.returns)
-        traits = _Traits(tuple(writes), makes, schema.name.startswith(_FOREACH))
-        self._traits[func] = traits
+    def _learn(self, func: OpOverload) -> Traits:
+        traits = self._traits[id(func)] = traits_of(func)
         return traits
+
+
+class _OwnWork:
+    def __init__(self, guard: ReadGuard) -> None:
+        self._guard = guard
+
+    def __enter__(self) -> None:
+        self._guard.lock.acquire()
+        self._before = self._guard.thread.suspended
+        self._guard.thread.suspended = True
+
+    def __exit__(self, *exc: object) -> None:
+        self._guard.thread.suspended = self._before
+        self._guard.lock.release()
+
+
+def _refuse_gradient(func: OpOverload, args: Any) -> None:
+    values = args[0]
+    if torch.is_grad_enabled() and values.requires_grad and values.dim():
+        raise Unstreamable(
+            f"the gradient of {func} has other last bits while operators are watched",
+            hint="write the product as cumprod(...)[-1], or do not stream this model",
+        )
 
 
 #: The one guard of this process.

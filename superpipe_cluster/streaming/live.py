@@ -25,7 +25,7 @@ class LiveTensors:
     def __init__(self, charge: Callable[[int], None], not_counted: Container[int] = ()) -> None:
         self._charge = charge
         self._not_counted = not_counted
-        self._living: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._living: dict[int, _Living] = {}
         # Tensors die at any moment, in the middle of counting and in other threads too: a death only leaves a note.
         self._died: deque[int] = deque()
 
@@ -39,22 +39,36 @@ class LiveTensors:
 
     def settle(self) -> None:
         """Take back the bytes of what has died."""
-        while self._died:
-            self._charge(-self._died.popleft())
+        if self._died:
+            nbytes = 0
+            while self._died:
+                nbytes += self._died.popleft()
+            self._charge(-nbytes)
 
     def _see(self, tensor: torch.Tensor) -> None:
         try:
             storage = tensor.untyped_storage()
         except NotImplementedError:  # sparse and other layouts without one storage
             return
-        key, nbytes = storage._cdata, storage.nbytes()
-        if not nbytes or key in self._living or key in self._not_counted:
+        key = storage._cdata
+        if key in self._living or key in self._not_counted:
             return
-        self._charge(nbytes)
-        living, died = self._living, self._died
+        nbytes = storage.nbytes()
+        if nbytes:
+            if self._died:
+                self.settle()
+            self._charge(nbytes)
+            living = self._living[key] = _Living(storage, self._on_death)
+            living.key, living.nbytes = key, nbytes
 
-        def on_death(_: object) -> None:
-            living.pop(key, None)
-            died.append(nbytes)
+    def _on_death(self, living: _Living) -> None:
+        self._living.pop(living.key, None)
+        self._died.append(living.nbytes)
 
-        self._living[key] = weakref.ref(storage, on_death)
+
+class _Living(weakref.ref[torch.UntypedStorage]):
+    """A storage that has been counted."""
+
+    __slots__ = ("key", "nbytes")
+    key: int
+    nbytes: int

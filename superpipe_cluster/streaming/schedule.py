@@ -63,11 +63,15 @@ class Window:
     bytes: int = 0
     peak_units: int = 0
     _units: dict[int, int] = field(default_factory=dict)  # unit -> slabs of it that are held
+    _all_bytes: int = 0
+    _all_units: set[int] = field(default_factory=set)
 
     def add_slab(self, nbytes: int, unit: int) -> int:
         """Declare a slab and return its number."""
         self.sizes.append(nbytes)
         self.unit_of.append(unit)
+        self._all_bytes += nbytes
+        self._all_units.add(unit)
         return len(self.sizes) - 1
 
     @property
@@ -78,8 +82,8 @@ class Window:
     @property
     def everything_fits(self) -> bool:
         """Whether all declared slabs could be held at once."""
-        in_bytes = self.capacity_bytes is None or sum(self.sizes) <= self.capacity_bytes
-        return in_bytes and (self.max_units is None or len(set(self.unit_of)) <= self.max_units)
+        in_bytes = self.capacity_bytes is None or self._all_bytes <= self.capacity_bytes
+        return in_bytes and (self.max_units is None or len(self._all_units) <= self.max_units)
 
     def has_room(self, slabs: Sequence[int], without: Collection[int] = ()) -> bool:
         """Whether `slabs` could be held as well once the slabs in `without` were gone."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.storages import holders, storage_key
 
 Part = Literal["weights", "gradients", "state"]
 
@@ -43,7 +44,9 @@ class Slab:
         nbytes: bytes it takes on the device and in host memory, alignment included.
         flat: device bytes, `uint8[nbytes]`; the storage is empty while the slab is away.
         views: key (a parameter, or a parameter and a state name) -> tensor that is a view of `flat`'s storage.
+        storage_key: identity of the device storage, the same for every view of it.
         dirty: the device bytes are newer than the host's.
+        ready: whether operators may read it now: on the device, arrived, and in the group that runs.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Slab:
         self.unit = unit
         self.part = part
         self.dirty = False
-        self.flat = torch.empty(0, dtype=torch.uint8, device=device)
+        self.ready = False
         self.host: torch.Tensor | None = None
         self.loading: Copy | None = None
         self.storing: Copy | None = None
@@ -64,16 +67,14 @@ class Slab:
             self._places[key] = _Place(offset, tensor.dtype, tensor.size(), stride)
             offset += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = offset
-        # Views must be made while the storage has its size; it is emptied at once.
-        self.flat.untyped_storage().resize_(offset)
-        self.flat = self.flat.set_(self.flat.untyped_storage(), 0, (offset,), (1,))
-        self.views = {key: _view(self.flat, place) for key, place in self._places.items()}
+        with torch.inference_mode(False):  # it outlives an inference mode that the program may be in
+            self.flat = torch.empty(offset, dtype=torch.uint8, device=device)
+            # Views must be made while the storage has its size; it is emptied at once.
+            self.views = {key: _view(self.flat, place) for key, place in self._places.items()}
         self.flat.untyped_storage().resize_(0)
-
-    @property
-    def storage_key(self) -> int:
-        """Identity of the device storage, the same for every view of it."""
-        return self.flat.untyped_storage()._cdata
+        self.storage_key = storage_key(self.flat)
+        self._own_holders = holders(self.storage_key)
+        self._given: set[Any] = set()
 
     @property
     def held(self) -> bool:
@@ -88,7 +89,8 @@ class Slab:
     def ensure_host(self, device: Device) -> torch.Tensor:
         """The host copy, made now if there is none yet."""
         if self.host is None:
-            self.host = device.host_buffer(self.nbytes)
+            with torch.inference_mode(False):
+                self.host = device.host_buffer(self.nbytes)
         return self.host
 
     def host_view(self, key: Any) -> torch.Tensor:
@@ -96,13 +98,35 @@ class Slab:
         assert self.host is not None
         return _view(self.host, self._places[key])
 
-    def has_live_gradients(self) -> bool:
-        """Whether any parameter's `.grad` is one of this slab's views; if not, its content means nothing."""
-        return any(
-            parameter.grad is not None and parameter.grad.untyped_storage()._cdata == self.storage_key
-            for parameter in self.views
-            if isinstance(parameter, torch.Tensor)
-        )
+    def on_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The host copy's twin of `tensor`, which is any view of this slab; shares memory with the host copy."""
+        assert self.host is not None
+        offset = int(tensor.storage_offset()) * tensor.element_size()
+        with torch.inference_mode(False):
+            twin = _view(self.host, _Place(offset, tensor.dtype, tensor.size(), tensor.stride()))
+        twin = twin.conj() if tensor.is_conj() else twin
+        return torch.ops.aten._neg_view(twin) if tensor.is_neg() else twin
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` is a view of this slab."""
+        return tensor.layout is torch.strided and storage_key(tensor) == self.storage_key
+
+    # ---- who else holds it ------------------------------------------------------------------------
+
+    def outside_holders(self) -> int:
+        """Number of tensors on this slab that are not its own `views`."""
+        return holders(self.storage_key) - self._own_holders
+
+    def give(self, key: Any) -> torch.Tensor:
+        """A tensor of `key` for the program to keep or to let go; only its own death takes it back."""
+        self._given.add(key)
+        return self.views[key].detach()
+
+    def may_give(self, key: Any) -> bool:
+        """Whether nobody can hold a tensor of `key` that was given before, so that its bytes are free to be reused."""
+        if self._given and not self.outside_holders():
+            self._given.clear()
+        return key not in self._given
 
 
 def _dense_stride(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ Owns the life of a streamed model: taking it over, hooks, statistics, giving it 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +18,12 @@ from superpipe_cluster.errors import BadInput, BudgetTooSmall, Unstreamable
 from superpipe_cluster.streaming.cuda_device import CudaDevice
 from superpipe_cluster.streaming.device import Device
 from superpipe_cluster.streaming.engine import Engine
+from superpipe_cluster.streaming.entrance import Hangings
+from superpipe_cluster.streaming.exits import guard_exits, release_exits
 from superpipe_cluster.streaming.guard import GUARD
 from superpipe_cluster.streaming.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.schedule import POLICIES, PolicyName, make_policy
+from superpipe_cluster.streaming.storages import storage_key
 from superpipe_cluster.streaming.units import Partition, partition
 from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
 
@@ -63,36 +66,25 @@ class StreamStats:
 
 
 class Streamer:
-    """A model under streaming. Make one with `stream()`; end it with `close()` or a `with` block."""
+    """A model under streaming. Make one with `stream()`; end it with `close()` or a `with` block.
+
+    A model that dies while it is streamed is closed by that.
+    """
 
     def __init__(self, model: nn.Module, engine: Engine, parts: Partition, k: int, k_prime: int) -> None:
         self.model = model
         self.k_prime = k_prime
         self._k = k
         self._engine = engine
-        self._parts = parts
         self._optimizers: list[StreamedOptimizer] = []
-        self._joined: list[bool] = []  # whether each forward that runs brought the guard to its thread
-        self._model_bytes = sum(unit.nbytes for unit in parts.units) + sum(
-            t.nbytes for t in parts.resident.values()
-        )
-        self._hooks: list[Any] = [
-            model.register_forward_pre_hook(self._before_forward, prepend=True),
-            model.register_forward_hook(self._after_forward, always_call=True),
-        ]
-        for slab in engine.gradients.values():
-            for parameter in slab.views:
-                assert isinstance(parameter, nn.Parameter)
-                self._hooks.append(parameter.register_post_accumulate_grad_hook(self._take_gradient))
-        self._gradient_slab = {p: slab for slab in engine.gradients.values() for p in slab.views}
-        self._weight_slab = {p: slab for slab in engine.weights for p in slab.views}
-        on_state_dict = partial(
-            self._host_state_dict
-        )  # torch marks the hook, which a bound method does not allow
-        for module in model.modules():
-            if any(True for _ in module.parameters(recurse=False)):
-                self._hooks.append(module.register_state_dict_post_hook(on_state_dict))
-        GUARD.attach(engine)
+        self._units = len(parts.units)
+        self._resident_bytes = sum(tensor.nbytes for tensor in parts.resident.values())
+        self._model_bytes = self._resident_bytes + sum(unit.nbytes for unit in parts.units)
+        guard_exits()
+        self._hangings = Hangings(model, engine)
+        # Nothing that the guard reaches refers to the model or to this object, so both can die.
+        self._give_back = weakref.finalize(model, _give_back, engine, self._optimizers)
+        self._give_back.atexit = False
 
     @property
     def device(self) -> torch.device:
@@ -112,13 +104,14 @@ class Streamer:
             **options: passed to `kind`.
 
         Raises:
-            Unstreamable: `kind` does not treat parameters one by one, or the model has an optimizer already.
+            Unstreamable: `kind` calls the model in the middle of its step, or the streamer is closed.
         """
-        if self._optimizers:
+        if not self._give_back.alive:
             raise Unstreamable(
-                "this model already has a streamed optimizer", hint="close() the streamer first"
+                "this streamer is closed", hint="make a plain optimizer, or stream() the model again"
             )
         chosen = [p for p in self.model.parameters() if p.requires_grad] if params is None else params
+        self._hangings.watch_gradients()
         optimizer = StreamedOptimizer(self._engine, kind, chosen, options)
         self._optimizers.append(optimizer)
         return optimizer
@@ -126,10 +119,10 @@ class Streamer:
     def stats(self) -> StreamStats:
         """What has happened so far."""
         engine, device = self._engine, self._engine.device
-        if self._hooks:
+        if self._give_back.alive:
             GUARD.settle(engine)
         return StreamStats(
-            units=len(engine.weights),
+            units=self._units,
             k=self._k,
             k_prime=self.k_prime,
             loads=engine.loads,
@@ -146,33 +139,17 @@ class Streamer:
         )
 
     def close(self) -> None:
-        """Give the model back: a plain module in host memory, holding the trained weights and gradients."""
-        if not self._hooks:
+        """Give the model back: a plain module in host memory, holding the trained weights and gradients.
+
+        Tensors that the program took from the model before (views of weights, old gradients, graphs) keep their values.
+        """
+        if not self._give_back.alive:
             return
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-        engine = self._engine
-        with GUARD.suspended():
-            engine.evict(engine.slabs)
-            live = {p for slab in engine.gradients.values() if slab.has_live_gradients() for p in slab.views}
-            gradients = {
-                p: self._gradient_slab[p].host_view(p) for p in live if self._has_streamed_gradient(p)
-            }
-            for parameter in gradients:
-                parameter.grad = None
-            for slab in engine.weights:
-                for parameter in slab.views:
-                    parameter.data = slab.host_view(parameter)
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient
-            for optimizer in self._optimizers:
-                optimizer.release()
-        GUARD.detach(engine)
-        engine.device.close()
-        for slab in engine.slabs:
-            if slab.host is not None:
-                engine.device.release_host_buffer(slab.host)
+        self._hangings.remove()
+        self._give_back()
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            _move(tensor, torch.device("cpu"))  # what always stayed on the device
+        GUARD.leave_if_idle()
 
     def __enter__(self) -> Streamer:
         return self
@@ -180,49 +157,31 @@ class Streamer:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    # ---- hooks ----------------------------------------------------------------------------------------
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        # The guard is a matter of threads: one that was not there at stream() joins for the length of its forward.
-        self._joined.append(GUARD.join())
-        GUARD.begin_step(self._engine)
-
-    def _after_forward(self, module: nn.Module, args: Any, result: Any) -> None:
-        if self._joined and self._joined.pop():
-            GUARD.__exit__(None, None, None)
-
-    def _take_gradient(self, parameter: torch.Tensor) -> None:
-        assert isinstance(parameter, nn.Parameter)
-        gradient = parameter.grad
-        if gradient is None or gradient.layout is not torch.strided or gradient.dtype != parameter.dtype:
-            return  # sparse gradients stay where autograd left them
-        if gradient.requires_grad:
-            raise Unstreamable(
-                "backward(create_graph=True) keeps a graph of the gradients, which streaming would cut",
-                hint="train without second-order gradients, or do not stream this model",
-            )
-        GUARD.settle(self._engine)
-        with GUARD.suspended():
-            self._engine.take_gradient(parameter, self._gradient_slab[parameter])
-
-    def _host_state_dict(self, module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-        """Point the entries of this module's own parameters at the host copies, brought up to date."""
-        own = {
-            prefix + name: p for name, p in module.named_parameters(recurse=False) if prefix + name in state
-        }
-        slabs = {self._weight_slab[p] for p in own.values() if p in self._weight_slab}
-        with GUARD.suspended():
-            self._engine.flush(slabs)
-        for name, parameter in own.items():
-            if parameter in self._weight_slab:
-                host = self._weight_slab[parameter].host_view(parameter)
-                # keep_vars=True asks for the parameters themselves
-                state[name] = parameter if state[name] is parameter else host
-
-    def _has_streamed_gradient(self, parameter: nn.Parameter) -> bool:
-        gradient = parameter.grad
-        key = self._gradient_slab[parameter].storage_key
-        return gradient is not None and gradient.untyped_storage()._cdata == key
+def _give_back(engine: Engine, optimizers: Iterable[StreamedOptimizer] = ()) -> None:
+    """End the streaming of `engine`: parameters, gradients and the optimizers' state are ordinary host memory again."""
+    with GUARD.own_work(), torch.inference_mode(False):
+        engine.flush()
+        engine.device.finish()
+        for optimizer in optimizers:
+            optimizer.release()
+        gradient_slabs = {slab.storage_key: slab for slabs in engine.gradients.values() for slab in slabs}
+        for parameter, unit in engine.unit_of.items():
+            gradient = parameter.grad
+            if gradient is not None and gradient.layout is torch.strided:
+                slab = gradient_slabs.get(storage_key(gradient))
+                if slab is not None:
+                    slab.ensure_host(engine.device)
+                    gradient = slab.on_host(gradient)
+            if engine.weights[unit].has(parameter):
+                parameter.grad = None  # it has to be where the parameter is
+                parameter.data = engine.weights[unit].on_host(parameter.data)
+            parameter.grad = gradient
+        GUARD.detach(engine)
+        if not GUARD.guards_anything:
+            release_exits()
+        engine.dissolve()
+    engine.device.close()
 
 
 def stream(
@@ -257,20 +216,37 @@ def stream(
     _check_keywords(model, budget, k, k_prime, policy)
     opened = _open_device(device, budget, poison=poison)
     try:
-        # The slabs outlive an inference mode of the caller's: they must be ordinary tensors.
-        with torch.inference_mode(False):
-            parts = partition(model)
-            window_k, batch = _window(parts, opened, k, k_prime, policy)
-            for name, tensor in parts.resident.items():
-                opened.charge(tensor.nbytes)
-                if tensor.device != opened.torch_device:
-                    _move(model, name, tensor, opened.torch_device)
-            chosen = make_policy(policy, k=window_k, k_prime=batch, in_flight=opened.batches_in_flight)
-            engine = Engine(parts, opened, chosen, max_units=k)
+        parts = partition(model, opened.torch_device)
+        window_k, batch = _window(parts, opened, k, k_prime, policy)
+        chosen = make_policy(policy, k=window_k, k_prime=batch, in_flight=opened.batches_in_flight)
     except BaseException:
         opened.close()
         raise
-    return Streamer(model, engine, parts, window_k, batch)
+    engine = Engine(opened, chosen, max_units=k)
+    GUARD.attach(engine)
+    try:
+        # The slabs outlive an inference mode of the caller's: they must be ordinary tensors.
+        with GUARD.own_work(), torch.inference_mode(False):
+            for tensor in parts.resident.values():
+                opened.charge(tensor.nbytes)
+                _move(tensor, opened.torch_device)
+            engine.take_over(parts.units)
+        streamer = Streamer(model, engine, parts, window_k, batch)
+    except BaseException:
+        _give_back(engine)
+        for tensor in parts.resident.values():
+            _move(tensor, torch.device("cpu"))
+        raise
+    GUARD.join()  # not inside the `with` above: leaving it would undo that
+    return streamer
+
+
+def _move(tensor: torch.Tensor, device: torch.device) -> None:
+    """Move `tensor` and its gradient in place."""
+    if tensor.device.type != device.type:
+        gradient, tensor.grad = tensor.grad, None
+        tensor.data = tensor.data.to(device)
+        tensor.grad = None if gradient is None else gradient.to(device)
 
 
 def _check_keywords(
@@ -285,15 +261,29 @@ def _check_keywords(
             )
     if k is not None and k_prime is not None and k_prime > k:
         raise BadInput(f"k_prime ({k_prime}) cannot be larger than k ({k})", hint=f"use k_prime={k} or less")
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter) or parameter.is_meta:
+    _check_model(model)
+
+
+def _check_model(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor) or tensor.is_meta:
             raise Unstreamable(
-                f"parameter {name} has no data yet",
+                f"{name} has no data yet",
                 hint="materialise the model first (run a lazy module once, load weights into a meta model)",
             )
-    for hook in model._forward_pre_hooks.values():
-        if isinstance(getattr(hook, "__self__", None), Streamer):
-            raise Unstreamable("this model is being streamed already", hint="close() its streamer first")
+        if isinstance(tensor, nn.Parameter) and tensor.is_inference():
+            raise Unstreamable(
+                f"{name} was made in inference mode, where torch forbids what training needs",
+                hint="build and load the model outside torch.inference_mode()",
+            )
+        if GUARD.place_of(tensor) is not None:
+            raise Unstreamable(f"{name} is being streamed already", hint="close() its streamer first")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise Unstreamable(
+                f"{name or 'the model'} is TorchScript, whose fused kernels read weights unseen",
+                hint="stream the Python module that it was made from",
+            )
 
 
 def _window(
@@ -331,15 +321,6 @@ def _window(
     if k_prime is not None:
         return window, min(k_prime, window)
     return window, max(1, window // 2) if policy == "sliding" else 1
-
-
-def _move(model: nn.Module, name: str, tensor: torch.Tensor, device: torch.device) -> None:
-    owner, _, leaf = name.rpartition(".")
-    module = model.get_submodule(owner)
-    if isinstance(tensor, nn.Parameter):
-        tensor.data = tensor.data.to(device)
-    else:
-        module._buffers[leaf] = tensor.to(device)
 
 
 def _open_device(

@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from superpipe_cluster.streaming.storages import storage_key, tensors_on
+
 #: A repeated block that holds more than this share of all bytes is opened if it has repeated blocks inside.
 _LARGEST_BLOCK = 0.25
 #: A model without repeated blocks is cut into about this many units.
@@ -46,7 +48,7 @@ class Partition:
     resident: dict[str, torch.Tensor]
 
 
-def partition(model: nn.Module) -> Partition:
+def partition(model: nn.Module, device: torch.device | None = None) -> Partition:
     """Split `model` into units.
 
     Repeated blocks (children of one class in a `ModuleList`, `Sequential` or any other container) are one unit each; a
@@ -54,9 +56,11 @@ def partition(model: nn.Module) -> Partition:
     parameters owned by containers) is gathered, in order of registration, into units of about the size of a block.
 
     Buffers stay on the device, and so do parameters that are no plain dense tensors or that share their storage with
-    another parameter object (a parameter object used in several places is simply one parameter).
+    another parameter object (a parameter object used in several places is simply one parameter). On the device where
+    they are already (`device`, if given), so do parameters that share their memory with any other tensor, for instance
+    one in a state dict that is still held: nobody notices a change of memory there, as they would after `.to()`.
     """
-    streamable, resident = _sort_out(model)
+    streamable, resident = _sort_out(model, device)
     total = sum(parameter.nbytes for parameter in streamable.values())
     names = {id(parameter): name for name, parameter in streamable.items()}
 
@@ -96,20 +100,24 @@ class _Piece:
         return sum(parameter.nbytes for parameter in self.parameters.values())
 
 
-def _sort_out(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, torch.Tensor]]:
+def _sort_out(
+    model: nn.Module, device: torch.device | None
+) -> tuple[dict[str, nn.Parameter], dict[str, torch.Tensor]]:
     streamable: dict[str, nn.Parameter] = {}
     resident: dict[str, torch.Tensor] = {}
     by_storage: dict[int, list[str]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if _is_plain(parameter):
             streamable[name] = parameter
-            by_storage[parameter.untyped_storage()._cdata].append(name)
+            by_storage[storage_key(parameter)].append(name)
         else:
             resident[name] = parameter
-    for sharing in by_storage.values():
+    for names in by_storage.values():
+        sharing = [streamable[name] for name in names]
+        seen_elsewhere = sharing[0].device == device and tensors_on(sharing[0]) > len(sharing)
         # Views of one storage (a fused weight, `tied.data = other.data`) can only move as what they are: one memory.
-        if len(sharing) > 1 and _overlap([streamable[name] for name in sharing]):
-            resident.update({name: streamable.pop(name) for name in sharing})
+        if seen_elsewhere or (len(sharing) > 1 and _overlap(sharing)):
+            resident.update({name: streamable.pop(name) for name in names})
     resident.update(model.named_buffers())
     return streamable, resident
 
@@ -120,6 +128,8 @@ def _is_plain(parameter: torch.Tensor) -> bool:
     if not ordinary and not isinstance(parameter, FakeTensor):
         return False
     if parameter.layout is not torch.strided or parameter.numel() == 0 or parameter.is_quantized:
+        return False
+    if parameter.is_conj() or parameter.is_neg():  # a copy would be resolved, and take other kernels
         return False
     return (
         torch.empty_like(parameter, device="meta").stride() == parameter.stride() or parameter.is_contiguous()
@@ -138,7 +148,10 @@ def _overlap(parameters: list[nn.Parameter]) -> bool:
 def _pieces(module: nn.Module, name: str, total: int, names: dict[int, str]) -> Iterator[_Piece]:
     """Blocks and single owners of parameters under `module`, in order; `names` shrinks as parameters are given out."""
     own = _take(module.parameters(recurse=False), names)
-    if own:
+    if isinstance(module, (nn.ParameterList, nn.ParameterDict)):  # a mere shelf: nothing reads it as a whole
+        for parameter_name, parameter in own.items():
+            yield _Piece(parameter_name, {parameter_name: parameter}, is_block=False)
+    elif own:
         yield _Piece(name or type(module).__name__, own, is_block=False)
     blocks = _repeated(module, total, names)
     for child_name, child in module.named_children():
@@ -158,7 +171,8 @@ def _take(parameters: Iterator[nn.Parameter], names: dict[int, str]) -> dict[str
 def _repeated(module: nn.Module, total: int, names: dict[int, str]) -> set[str]:
     """Names of the children of `module` that are blocks to move whole."""
     of_class: dict[type[nn.Module], list[str]] = defaultdict(list)
-    for name, child in module.named_children():
+    children = dict(module.named_children())
+    for name, child in children.items():
         if any(
             True for _ in child.children()
         ):  # a leaf is no block: two norms side by side do not make a layer
@@ -168,7 +182,7 @@ def _repeated(module: nn.Module, total: int, names: dict[int, str]) -> set[str]:
         if len(siblings) < 2:
             continue
         for name in siblings:
-            child = module.get_submodule(name)
+            child = children[name]
             size = sum(one.nbytes for one in child.parameters() if id(one) in names)
             if size <= _LARGEST_BLOCK * total or not _has_blocks_inside(child):
                 blocks.add(name)

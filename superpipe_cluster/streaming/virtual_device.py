@@ -195,7 +195,7 @@ class CpuDevice(Device):
 
     @override
     def host_buffer(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8)
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
 
     @override
     def release_host_buffer(self, host: torch.Tensor) -> None:
@@ -219,11 +219,17 @@ class CpuDevice(Device):
                 hint="give the job more gpu_memory, or make its batch or sequence shorter",
             )
         self._used = used
-        self._peak = max(self._peak, used)
+        if used > self._peak:
+            self._peak = used
 
     @override
     def pace(self) -> None:
         pass  # the computation runs in the program's own thread
+
+    @override
+    def finish(self) -> None:
+        for link in (self._host_to_device, self._device_to_host):
+            link.submit(_VirtualCopy(self, lambda: None, 0)).finish()
 
     @override
     def close(self) -> None:

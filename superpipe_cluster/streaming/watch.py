@@ -1,0 +1,90 @@
+"""A dispatch mode that a thread enters once and stays in, whatever other modes it enters and leaves meanwhile.
+
+Owns where in which thread's stack of modes the read guard stands. Modes are a matter of threads: each thread that runs
+a streamed model joins when it first calls a module of it.
+
+[Note: bottom of the stack] Modes are left in the order opposite to entering, by popping whatever is on top. A mode that
+stays must not be on top when somebody leaves an older one, so it goes under all others.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+import torch
+from torch.utils import _python_dispatch as modes
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_compiler: Any = cast(Any, torch._C)._dynamo.eval_frame
+_PYTHON = torch._C.DispatchKey.Python
+_SNAPSHOT = torch._C.DispatchKey.PythonTLSSnapshot
+
+
+class _Thread(threading.local):
+    joined = False
+    suspended = False
+
+
+class Watch(TorchDispatchMode):
+    """Enter with `join()`, leave with `leave()`; not to be used in a `with`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thread = _Thread()
+        self._home: int | None = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Whether torch should wrap `__torch_dispatch__` to hide it from the compiler.
+
+        That costs a microsecond per operator and imports the compiler; marking the code costs nothing.
+        """
+        mark = getattr(_compiler, "set_code_exec_strategy", None)
+        if mark is None:
+            return True
+        skip = _compiler._FrameAction.SKIP
+        mark(cls.__torch_dispatch__.__code__, _compiler._FrameExecStrategy(skip, skip))
+        return False
+
+    def join(self) -> None:
+        """See the operators of this thread from now on.
+
+        [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it
+        was entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the
+        stack.
+        """
+        if not self.thread.joined:
+            above = _pop_all()
+            if self._home is None:
+                self._home = threading.get_ident()
+                self.__enter__()
+            else:  # the flags that `__enter__` sets are the process's, not the thread's
+                modes._push_mode(self)
+            _push(above)
+            self.thread.joined = True
+        elif not torch._C._dispatch_tls_is_dispatch_key_included(_PYTHON):
+            torch._C._dispatch_tls_set_dispatch_key_included(_PYTHON, True)
+            torch._C._dispatch_tls_set_dispatch_key_included(_SNAPSHOT, True)
+
+    def leave(self) -> None:
+        """Stop seeing the operators of this thread."""
+        if not self.thread.joined:
+            return
+        above = [mode for mode in _pop_all() if mode is not self]
+        if self._home == threading.get_ident():
+            modes._push_mode(self)
+            self.__exit__(None, None, None)
+            self._home = None
+        _push(above)
+        self.thread.joined = False
+
+
+def _pop_all() -> list[TorchDispatchMode]:
+    """Take all modes off this thread's stack, the top one first."""
+    return [cast(TorchDispatchMode, modes._pop_mode()) for _ in range(torch._C._len_torch_dispatch_stack())]
+
+
+def _push(popped: list[TorchDispatchMode]) -> None:
+    for mode in reversed(popped):
+        modes._push_mode(mode)
