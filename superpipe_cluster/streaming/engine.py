@@ -238,15 +238,14 @@ class Engine:
             held = slab.number in self.window.held
             if held:
                 self.device.charge(-slab.nbytes)
-            host = slab.host
-            keep = host is not None and slab.outside_holders() > 0
-            if host is not None and keep and not held:
+            keep = slab.outside_holders() > 0
+            if keep and not held and slab.host is not None:
                 slab.flat.untyped_storage().resize_(slab.nbytes)
-                slab.flat.copy_(host)
+                slab.flat.copy_(slab.host)
             elif held and not keep:
                 slab.flat.untyped_storage().resize_(0)
-            if host is not None:
-                self.device.release_host_buffer(host)
+            if slab.host is not None:
+                self.device.release_host_buffer(slab.host)
         self.slabs, self.weights, self.gradients, self.state = [], [], {}, {}
         self.operands, self.unit_of = (), {}
         self.window = Window()

@@ -69,16 +69,17 @@ class Entrance:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module, guarded; the model's own entrance also begins a step."""
-        GUARD.join()
-        if self._root is None:
-            return self._inner(*args, **kwargs)
-        if not self._depth:  # a model that calls itself is in the middle of its step
-            self._root.begin_step()
+        inside_operator = GUARD.join()
+        begins = self._root is not None and not self._depth  # not if a model calls itself
         self._depth += 1
         try:
+            if begins and self._root is not None:
+                self._root.begin_step()
             return self._inner(*args, **kwargs)
         finally:
             self._depth -= 1
+            if inside_operator:
+                GUARD.leave_operator()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()  # for modules with a `__getstate__` of their own

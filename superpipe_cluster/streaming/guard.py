@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
 from superpipe_cluster.errors import Unstreamable
@@ -34,7 +35,7 @@ from superpipe_cluster.streaming.live import LiveTensors
 from superpipe_cluster.streaming.operators import Traits, in_parts, traits_of
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import storage_key
-from superpipe_cluster.streaming.watch import Watch
+from superpipe_cluster.streaming.watch import Watch, put_modes_on, take_modes_off
 
 
 class Place(NamedTuple):
@@ -47,6 +48,8 @@ class Place(NamedTuple):
 
 class ReadGuard(Watch):
     """One per process; active in each thread that runs a streamed model."""
+
+    supports_higher_order_operators = True  # to refuse them with a reason
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,8 +76,8 @@ class ReadGuard(Watch):
         self._places[slab.storage_key] = Place(engine, slab, on_host=False)
 
     def own_work(self) -> _OwnWork:
-        """In this `with`, operators of this thread pass unseen, and those on slabs in other threads wait."""
-        return _OwnWork(self)
+        """In this `with`, no mode sees the operators of this thread, and those on slabs in other threads wait."""
+        return _OwnWork(self.lock)
 
     def hand_out(self, engine: Engine, slab: Slab) -> None:
         """The program is about to see tensors on the host copy of `slab`: bring it up to date and guard it as well."""
@@ -138,7 +141,7 @@ class ReadGuard(Watch):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         traits = self._traits.get(id(func)) or self._learn(func)
-        if traits.passes or self.thread.suspended:
+        if traits.passes:
             return func(*args, **kwargs)
         found: list[Place] = []
         self._find(args, found)
@@ -174,13 +177,14 @@ class ReadGuard(Watch):
         return result
 
     def _bring(self, found: list[Place], *, to_write: bool) -> None:
-        for engine in dict.fromkeys(place.engine for place in found):
-            self.settle(engine)
-            here = [place for place in found if place.engine is engine]
-            for place in here:
-                if place.on_host:
-                    engine.before_host_use(place.slab, to_write=to_write)
-            engine.require([place.slab for place in here if not place.on_host])
+        with self.own_work():
+            for engine in dict.fromkeys(place.engine for place in found):
+                self.settle(engine)
+                here = [place for place in found if place.engine is engine]
+                for place in here:
+                    if place.on_host:
+                        engine.before_host_use(place.slab, to_write=to_write)
+                engine.require([place.slab for place in here if not place.on_host])
 
     def _run(self, func: Any, traits: Traits, args: Any, kwargs: Any) -> Any:
         if traits.other_gradient:
@@ -196,8 +200,9 @@ class ReadGuard(Watch):
     def _run_in_little_room(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The window shrinks and the operator is tried once more: it failed to allocate, so it has changed nothing."""
         with self.lock:
-            for engine in self._engines:
-                engine.make_room(1 << 62)
+            with self.own_work():
+                for engine in self._engines:
+                    engine.make_room(1 << 62)
             torch.cuda.empty_cache()
             return func(*args, **kwargs)
 
@@ -232,23 +237,28 @@ class ReadGuard(Watch):
         self._find(values, found)
         return tuple(sorted({place.slab.unit for place in found}))
 
-    def _learn(self, func: OpOverload) -> Traits:
+    def _learn(self, func: Any) -> Traits:
+        if not isinstance(func, OpOverload):
+            raise Unstreamable(
+                f"the higher-order operator {func} runs its parts unseen",
+                hint="write it with plain operators, or do not stream this model",
+            )
         traits = self._traits[id(func)] = traits_of(func)
         return traits
 
 
 class _OwnWork:
-    def __init__(self, guard: ReadGuard) -> None:
-        self._guard = guard
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock
+        self._taken: list[TorchDispatchMode] = []
 
     def __enter__(self) -> None:
-        self._guard.lock.acquire()
-        self._before = self._guard.thread.suspended
-        self._guard.thread.suspended = True
+        self._lock.acquire()
+        self._taken = take_modes_off()
 
     def __exit__(self, *exc: object) -> None:
-        self._guard.thread.suspended = self._before
-        self._guard.lock.release()
+        put_modes_on(self._taken)
+        self._lock.release()
 
 
 def _refuse_gradient(func: OpOverload, args: Any) -> None:

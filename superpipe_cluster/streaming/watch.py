@@ -13,17 +13,13 @@ import threading
 from typing import Any, cast
 
 import torch
+from torch._C._dynamo import eval_frame
 from torch.utils import _python_dispatch as modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_compiler: Any = cast(Any, torch._C)._dynamo.eval_frame
+_compiler: Any = eval_frame
 _PYTHON = torch._C.DispatchKey.Python
 _SNAPSHOT = torch._C.DispatchKey.PythonTLSSnapshot
-
-
-class _Thread(threading.local):
-    joined = False
-    suspended = False
 
 
 class Watch(TorchDispatchMode):
@@ -31,7 +27,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.thread = _Thread()
+        self._thread = threading.local()
         self._home: int | None = None
 
     @classmethod
@@ -47,44 +43,57 @@ class Watch(TorchDispatchMode):
         mark(cls.__torch_dispatch__.__code__, _compiler._FrameExecStrategy(skip, skip))
         return False
 
-    def join(self) -> None:
+    def join(self) -> bool:
         """See the operators of this thread from now on.
 
         [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it
         was entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the
         stack.
+
+        Returns:
+            Whether that is only until `leave()`, which the caller owes: inside an operator that is written in Python,
+            where its mode is off, it is seen what that operator does in turn.
         """
-        if not self.thread.joined:
-            above = _pop_all()
+        if not hasattr(self._thread, "joined"):
+            above = take_modes_off()
             if self._home is None:
                 self._home = threading.get_ident()
                 self.__enter__()
             else:  # the flags that `__enter__` sets are the process's, not the thread's
                 modes._push_mode(self)
-            _push(above)
-            self.thread.joined = True
+            put_modes_on(above)
+            self._thread.joined = True
+        elif not torch._C._len_torch_dispatch_stack():
+            modes._push_mode(self)
+            return True
         elif not torch._C._dispatch_tls_is_dispatch_key_included(_PYTHON):
             torch._C._dispatch_tls_set_dispatch_key_included(_PYTHON, True)
             torch._C._dispatch_tls_set_dispatch_key_included(_SNAPSHOT, True)
+        return False
+
+    def leave_operator(self) -> None:
+        """Undo a `join()` that was for a while."""
+        modes._pop_mode()
 
     def leave(self) -> None:
         """Stop seeing the operators of this thread."""
-        if not self.thread.joined:
+        if not hasattr(self._thread, "joined"):
             return
-        above = [mode for mode in _pop_all() if mode is not self]
+        above = [mode for mode in take_modes_off() if mode is not self]
         if self._home == threading.get_ident():
             modes._push_mode(self)
             self.__exit__(None, None, None)
             self._home = None
-        _push(above)
-        self.thread.joined = False
+        put_modes_on(above)
+        del self._thread.joined
 
 
-def _pop_all() -> list[TorchDispatchMode]:
+def take_modes_off() -> list[TorchDispatchMode]:
     """Take all modes off this thread's stack, the top one first."""
     return [cast(TorchDispatchMode, modes._pop_mode()) for _ in range(torch._C._len_torch_dispatch_stack())]
 
 
-def _push(popped: list[TorchDispatchMode]) -> None:
-    for mode in reversed(popped):
+def put_modes_on(taken: list[TorchDispatchMode]) -> None:
+    """Undo `take_modes_off()`."""
+    for mode in reversed(taken):
         modes._push_mode(mode)
