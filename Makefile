@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-gpu lint format clean
+.PHONY: help demo test test-long test-gpu bench-gpu lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,6 +22,9 @@ test-long: $(VENV)/.test ## The tests that take long
 
 test-gpu: $(VENV)/.test ## The tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu
+
+bench-gpu: $(VENV)/.runtime ## The paper's tables and the rivals on a CUDA device (8 minutes)
+	$(BIN)/python bench/gpu --quick
 
 lint: $(VENV)/.lint ## Set up, then ruff, pyright and the import rules
 	$(BIN)/ruff check

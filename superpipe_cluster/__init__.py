@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from superpipe_cluster.client import Client
+    from superpipe_cluster.planning.model_plan import plan
     from superpipe_cluster.streaming import Streamer, stream
 
-__all__ = ["Client", "Streamer", "__version__", "stream"]
+__all__ = ["Client", "Streamer", "__version__", "plan", "stream"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Client": "superpipe_cluster.client",
+    "plan": "superpipe_cluster.planning.model_plan",
     "Streamer": "superpipe_cluster.streaming",
     "stream": "superpipe_cluster.streaming",
 }

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from superpipe_cluster.errors import BadInput, FileMissing
+from superpipe_cluster.errors import BadInput, FileMissing, SpclusterError
 from superpipe_cluster.spec import DataSection, ModelSection
 
 if TYPE_CHECKING:
@@ -163,6 +163,64 @@ def build_model(section: ModelSection, config: PreTrainedConfig, *, weights: boo
             hint="check that it is a causal language model and that its weights are there",
         ) from error
     return model if all(p.dtype == dtype for p in model.parameters()) else model.to(dtype)
+
+
+def build_to_stream(
+    section: ModelSection, config: PreTrainedConfig, saved: Path | None = None
+) -> tuple[PreTrainedModel, Path | None]:
+    """The causal language model, and the files to stream its weights from: `job.stream(model, weights=files)`.
+
+    What is in files is not read here: the model's parameters are on `meta`, and go straight to where the runtime keeps
+    them. There are no files for random weights, nor for pretrained ones that are stored under other names or in another
+    format: transformers has loaded and converted those, and the model holds them.
+
+    Args:
+        section: the job's model section.
+        config: what `load_config` returned for it.
+        saved: weights of this very model from an earlier attempt, instead of the section's.
+
+    Raises:
+        BadInput: as `build_model`, or `saved` is of another model.
+    """
+    from superpipe_cluster.streaming import check_weights, parameters_on_meta
+
+    files = saved or _stored_weights(section)
+    if files is None:
+        return build_model(section, config), None
+    try:
+        with parameters_on_meta():
+            model = build_model(section, config, weights=False)
+        check_weights(model, files)
+    except SpclusterError as error:
+        if saved is None:  # transformers may know what to make of them, and if not, why
+            return build_model(section, config), None
+        raise BadInput(
+            f"the checkpoint is of another model: {error.message}",
+            hint="give the changed job another name and submit it anew",
+        ) from error
+    if section.source is not None:
+        generation = _transformers().GenerationConfig
+        with suppress(OSError):  # it has none of its own
+            model.generation_config = generation.from_pretrained(section.source)
+    return model, files
+
+
+def _stored_weights(section: ModelSection) -> Path | None:
+    """The safetensors file or folder of a pretrained model, fetched if it is on the hub; None if it has none."""
+    if section.source is None:
+        return None
+    if Path(section.source).is_dir():
+        return Path(section.source)
+    hub = _transformers().utils.hub
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        with suppress(OSError):  # the model has no such file, or there is no way to it
+            found = hub.cached_file(section.source, name)
+            if found is not None and name.endswith(".json"):
+                hub.get_checkpoint_shard_files(section.source, found)
+                return Path(found).parent
+            if found is not None:
+                return Path(found)
+    return None
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import torch
 
 from superpipe_cluster.language_models import (
     build_model,
+    build_to_stream,
     check_length,
     load_config,
     load_tokenizer,
@@ -40,13 +41,13 @@ def main(job: Job) -> None:
     prompts = read_prompts(settings.prompts)
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(config, max(map(len, encoded)) + settings.max_new_tokens, "generate.max_new_tokens")
-    model = build_model(asked.model, config)
-    model.eval()
+    model, weights = build_to_stream(asked.model, config)
+    model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
 
     path = job.output / "completions.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = keep_whole_batches(path, settings.batch_size)
-    with job.stream(model) as streamer, path.open("a", encoding="utf-8") as out:
+    with job.stream(model, weights=weights) as streamer, path.open("a", encoding="utf-8") as out:
         stats = streamer.stats()
         job.log(
             f"{len(prompts)} prompts, {done} done; {stats.units} units, {stats.k} of them on the device at once"

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.language_models import (
     build_model,
+    build_to_stream,
     check_length,
     load_config,
     load_tokenizer,
@@ -57,15 +58,14 @@ def main(job: Job) -> None:
         )
     job.log(f"{len(tokens):,} tokens of text")
 
-    model = build_model(asked.model, config)
+    checkpoint = job.latest_checkpoint()
+    saved = checkpoint / "model.safetensors" if checkpoint is not None else None
+    model, weights = build_to_stream(asked.model, config, saved)
     model.train()
     if settings.recompute:
         recompute_activations(model)
-    checkpoint = job.latest_checkpoint()
-    if checkpoint is not None:
-        load_weights(model, checkpoint)
 
-    with job.stream(model) as streamer:
+    with job.stream(model, weights=weights) as streamer:
         optimizer = make_optimizer(settings, streamer.optimizer)
         schedule = LambdaLR(optimizer, lambda step: rate_at(settings, step))
         torch.manual_seed(settings.seed)
@@ -128,8 +128,15 @@ def probe(job: TrainJob) -> Probe:
     def step() -> None:
         model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
 
+    def clip() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or 0.0)
+
     return Probe(
-        model, step, lambda parameters: make_optimizer(settings, lambda kind, **o: kind(parameters, **o))
+        model,
+        step,
+        lambda parameters: make_optimizer(settings, lambda kind, **o: kind(parameters, **o)),
+        accumulate=settings.accumulate,
+        before_update=clip if settings.grad_clip is not None else None,
     )
 
 
@@ -195,23 +202,6 @@ def save_training(
         "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
     torch.save(training, folder / "training.pt")
-
-
-def load_weights(model: torch.nn.Module, folder: Path) -> None:
-    """The weights of a checkpoint."""
-    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    absent = [name for name in missing if name not in tied_names(model)]
-    if absent or unexpected:
-        raise BadInput(
-            f"{folder}: the checkpoint is of another model ({', '.join([*absent, *unexpected][:3])})",
-            hint="give the changed job another name and submit it anew",
-        )
-
-
-def tied_names(model: torch.nn.Module) -> set[str]:
-    """Names of parameters that are another name's parameter."""
-    first = {name for name, _ in model.named_parameters()}
-    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - first
 
 
 def load_training(folder: Path, optimizer: Optimizer, schedule: LambdaLR) -> int:

@@ -116,6 +116,7 @@ class JobView(View):
     peak_bytes: int = 0
     peak_units: int = 0
     held_bytes: int = 0
+    step_s: Metric = Field(None, description="Seconds of a step, the median of the latest ones.")
 
     step: int = 0
     steps: int | None = None

@@ -26,6 +26,7 @@ VERBS = {
     "up": "Start a cluster on this machine.",
     "down": "Stop the cluster.",
     "doctor": "Check this machine and the cluster.",
+    "plan": "Say what a job takes at every budget.",
     "submit": "Put a job in the queue.",
     "queue": "List the jobs.",
     "show": "Show all about a job.",

@@ -5,11 +5,13 @@ Owns `-o json` and how a verb gets its client. Imports the client only when ther
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from superpipe_cluster import bundled
 from superpipe_cluster.cli.words import note
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Where the API listens unless told otherwise.
 DEFAULT_PORT = 7077
+
+_BUNDLED = "jobs:"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +37,14 @@ def output_option(function: F) -> F:
         callback=lambda ctx, param, value: value == "json",
         help="How to print.",
     )(function)
+
+
+def job_path(job: str) -> str:
+    """The file that a verb's `PATH|jobs:NAME` means."""
+    # A local file always wins over a bundled name.
+    if job.startswith(_BUNDLED) and not os.path.exists(job):
+        return str(bundled.job_path(job.removeprefix(_BUNDLED)))
+    return job
 
 
 def open_client() -> Client:

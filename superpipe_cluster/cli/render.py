@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from superpipe_cluster.api.views import JobView
+from superpipe_cluster.planning.forecast import NO_SLOWDOWN
 from superpipe_cluster.spec.units import format_bytes, format_duration
 
 _STATE_COLOURS = {
@@ -157,6 +158,16 @@ def elapsed_s(job: JobView, now: float) -> float:
 def clock_time(at: float | None) -> str:
     """A point in time, in the zone of this machine."""
     return "" if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def seconds(count_s: float) -> str:
+    """`1.24 s`, `3.1 ms`; three digits of a measured or a forecast time."""
+    return f"{count_s * 1000:.3g} ms" if count_s < 1 else f"{count_s:.3g} s"
+
+
+def slowdown(ratio: float) -> str:
+    """`no slowdown`, `1.4x the whole model's`."""
+    return "no slowdown" if ratio <= NO_SLOWDOWN else f"{ratio:.2f}x the whole model's"
 
 
 def duration(seconds: float | None) -> str:

@@ -28,7 +28,6 @@ class Attempt:
         program: the file with `main(job)`.
         output: folder for the results.
         cpus: cores it booked.
-        k: units that the plan says the budget holds at once; None without a plan.
         link_clock: where the jobs on one virtual device agree on the use of its link; None for a link of its own.
         resolved: values of the job file that only the cluster could know, `model_source` so far.
     """
@@ -42,7 +41,6 @@ class Attempt:
     program: str
     output: str
     cpus: int = 1
-    k: int | None = None
     link_clock: str | None = None
     resolved: dict[str, str] = field(default_factory=dict)
 

@@ -19,6 +19,7 @@ from superpipe_cluster.errors import StaleWrite
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.control import ChildLine
 from superpipe_cluster.execution.layout import JobFolder, read_epoch
+from superpipe_cluster.execution.pace import Pace
 from superpipe_cluster.machine.devices import Device
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ class Job:
         self.checkpoint_dir = folder.checkpoints
         self.params: dict[str, Any] = dict(spec.params)
         self._epoch = attempt.epoch
-        self._planned_k = attempt.k
         self._link_clock = attempt.link_clock
         self._folder = folder
         self._line = line
@@ -82,6 +82,7 @@ class Job:
         self._pending: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
         self._sent_s = -_PROGRESS_EVERY_S
+        self._pace = Pace()
         self._saw_stop = False
 
     # ---- streaming -------------------------------------------------------------------------------------
@@ -90,9 +91,9 @@ class Job:
         """Stream `model` to the job's device within the job's budget.
 
         Args:
-            model: any module, its weights in host memory.
+            model: any module, its weights in host memory, or on `meta` with `weights` among the options.
             options: of `superpipe_cluster.stream`, over those of the job file (`budget` for a part of the
-                budget, and then `k` too, or None).
+                budget).
 
         Raises:
             BudgetTooSmall: the model cannot be streamed in so few bytes; the message names how many it needs.
@@ -112,9 +113,11 @@ class Job:
         defaults: dict[str, Any] = {
             "budget": self.budget_bytes,
             "device": device,
-            "k": asked.k if asked.k is not None else self._planned_k,
+            "k": asked.k,
             "k_prime": asked.k_prime,
             "policy": asked.policy,
+            "host": self.spec.resources.host,
+            "host_folder": self._folder.root,
         }
         streamer = stream(model, **{**defaults, **options})
         self._streamers.append(streamer)
@@ -130,6 +133,10 @@ class Job:
             steps: steps in all.
             metrics: numbers to show and keep, `loss=2.31`; a metric keeps its value until it is given again.
         """
+        if step is not None:
+            self._pace.at(step, time.monotonic())
+            if self._pace.step_s is not None:
+                self._pending["step_s"] = self._pace.step_s
         told = {"step": step, "steps": steps}
         self._pending.update({name: int(value) for name, value in told.items() if value is not None})
         if metrics:

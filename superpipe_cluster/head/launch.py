@@ -13,7 +13,6 @@ from superpipe_cluster.head.home import Home
 from superpipe_cluster.head.submission import program_of
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.machine import Device
-from superpipe_cluster.planning import Plan
 from superpipe_cluster.spec.files import JOB_PREFIX
 from superpipe_cluster.store.interface import JobStore
 
@@ -41,7 +40,6 @@ def write_attempt(record: JobRecord, home: Home, devices: Mapping[str, Device], 
         output=record.output or str(folder.output),
         cpus=record.cpus,
         link_clock=str(home.root / f"link-{device.id}") if device.kind == "virtual" else None,
-        k=Plan.from_dict(record.plan).k(record.budget_bytes) if record.plan is not None else None,
         resolved=_resolved(record, store),
     ).write(folder)
 

@@ -20,6 +20,7 @@ from superpipe_cluster.lifecycle.events import Exited, Started
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.lifecycle.step import InvalidTransition
+from superpipe_cluster.planning import Forecast, keep_correction
 from superpipe_cluster.store.interface import JobStore
 from superpipe_cluster.store.writes import advance
 
@@ -35,6 +36,20 @@ def _progress(job_id: str, report: Report) -> Progress:
         # A program may send anything. Refused for good, it must not be sent again and again.
         _log.warning("job %s: progress that cannot be used: %s", job_id, error)
         return Progress(running=True if report["progress"].get("running") else None)
+
+
+def _learn(record: JobRecord) -> None:
+    """Remember how far off the forecast of a training run was, for the next one of the same program."""
+    forecast = record.plan.get("forecast") if record.plan is not None else None
+    if record.kind != "train" or not forecast or record.step_s is None or record.budget_bytes is None:
+        return
+    try:
+        made = Forecast.from_dict(forecast)
+        row = made.at(record.budget_bytes)
+        if row is not None:
+            keep_correction(made.fingerprint, row.step_s, record.step_s, corrected=made.corrected)
+    except (KeyError, TypeError, OSError) as error:  # another version's forecast, a full disk
+        _log.warning("job %s: its measured seconds are not kept: %s", record.id, error)
 
 
 class Reports:
@@ -85,6 +100,7 @@ class Reports:
         )
         try:
             after = end_attempt(self._store, record, event)
+            _learn(after)
             _log.info(
                 "job %s: attempt %d ended: %s, now %s", record.id, record.attempt, event.reason, after.state
             )

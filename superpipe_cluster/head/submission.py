@@ -22,7 +22,7 @@ from superpipe_cluster.head.admission import needs_of
 from superpipe_cluster.head.home import Home
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.machine import Device
-from superpipe_cluster.planning import Plan
+from superpipe_cluster.planning import Plan, PlannedDevice
 from superpipe_cluster.spec import JobSpec
 from superpipe_cluster.spec.files import JOB_PREFIX, is_path
 from superpipe_cluster.store.interface import JobStore, User
@@ -35,7 +35,9 @@ _PRIORITIES = {"low": -1, "normal": 0, "high": 1}
 class Planner(Protocol):
     """How a job's model is planned; `planning.plan_job` in the cluster."""
 
-    def __call__(self, job: JobSpec, program: Path, *, cuda: bool) -> Plan | None:
+    def __call__(
+        self, job: JobSpec, program: Path, *, cuda: bool, device: PlannedDevice | None
+    ) -> Plan | None:
         """The plan, or None if the program has no `probe`; errors are the user's."""
         ...
 
@@ -123,7 +125,8 @@ class Submission:
             reference = origin.source_job
             source = self._store.get(reference) if reference is not None else None
         cuda = any(device.kind == "cuda" for device in self._devices)
-        return self._planner(job, program, cuda=cuda)
+        largest = max(self._devices, key=lambda device: device.capacity_bytes)
+        return self._planner(job, program, cuda=cuda, device=planned(largest))
 
     # ---- the record ------------------------------------------------------------------------------------
 
@@ -158,6 +161,13 @@ class Submission:
             units=plan.units if plan is not None else None,
             steps=getattr(getattr(job, "train", None), "steps", None),
         )
+
+
+def planned(device: Device) -> PlannedDevice:
+    """`device`, as planning knows it."""
+    if device.kind == "cuda":
+        return PlannedDevice(gpu=device.name, capacity_bytes=device.capacity_bytes)
+    return PlannedDevice(None, float(device.link_bytes_per_s), device.capacity_bytes)
 
 
 def program_of(worker: str, folder: JobFolder) -> Path:

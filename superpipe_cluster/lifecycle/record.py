@@ -118,6 +118,8 @@ class JobRecord(BaseModel):
     peak_bytes: int = 0
     peak_units: int = 0
     held_bytes: int = 0
+    #: Seconds of a step, the median of its latest; None before there were enough.
+    step_s: float | None = None
 
 
 class Progress(BaseModel):
@@ -144,13 +146,14 @@ class Progress(BaseModel):
     peak_bytes: int | None = None
     peak_units: int | None = None
     held_bytes: int | None = None
+    step_s: float | None = None
     model_bytes: int | None = None
 
 
 #: What a new attempt begins with. `step`, `metrics` and the checkpoint stay: the attempt goes on from there.
 FRESH_COUNTERS: dict[str, Any] = {
     "k": None, "k_prime": None, "units": None, "loads": 0, "link_bytes": 0, "stall_s": 0.0,
-    "peak_bytes": 0, "peak_units": 0, "held_bytes": 0,
+    "peak_bytes": 0, "peak_units": 0, "held_bytes": 0, "step_s": None,
 }  # fmt: skip
 
 

@@ -10,17 +10,41 @@ from typing import Any
 
 from superpipe_cluster import spec
 from superpipe_cluster.errors import SpclusterError
+from superpipe_cluster.planning.plan import PlannedDevice
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Plan what `request` asks for; see `plan_job` for its fields."""
+    """Plan or measure what `request` asks for; see `plan_job` and `measure_job` for its fields."""
     job = spec.parse(request["job"])
     program = runpy.run_path(request["program"], run_name="__spcluster_probe__")
     if "probe" not in program:
         return {"plan": None}
-    from superpipe_cluster.planning.profile import profile  # torch, only now that it is needed
+    # torch, only now that it is needed
+    import torch
 
-    return {"plan": profile(lambda: program["probe"](job), cuda=request["cuda"]).to_dict()}
+    from superpipe_cluster.planning.model_plan import recorded
+    from superpipe_cluster.planning.profile import forecast_on, plan_of
+    from superpipe_cluster.planning.trial import trial
+    from superpipe_cluster.streaming.budget import Terms
+    from superpipe_cluster.streaming.virtual_device import VirtualDevice
+
+    device = None if request["device"] is None else PlannedDevice(**request["device"])
+    terms = Terms(job.streaming.k, job.streaming.k_prime, job.streaming.policy)
+    if device is not None and request["measure"]:
+        place = (
+            VirtualDevice(link_bytes_per_s=device.link_bytes_per_s)
+            if device.gpu is None
+            else torch.device("cuda", 0)
+        )
+        runs = (trial(lambda: program["probe"](job), one, place, terms=terms) for one in request["measure"])
+        return {"measured": [run.to_dict() for run in runs]}
+    trace = recorded(lambda: program["probe"](job))
+    forecast = None
+    if device is not None:
+        asked = job.resources.gpu_memory
+        also = [] if asked == "auto" else [asked.min_bytes, asked.max_bytes]
+        forecast = forecast_on(trace, device, terms, also)
+    return {"plan": plan_of(trace, cuda=request["cuda"], forecast=forecast).to_dict()}
 
 
 def main() -> None:

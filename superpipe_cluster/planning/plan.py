@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from superpipe_cluster.planning.forecast import Forecast
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -22,11 +24,30 @@ class Probe:
         model: the model, built with whatever the probe's caller made of tensors (fake ones: no memory, no weights).
         step: runs one forward, or one forward and backward of one micro-batch.
         optimizer: makes the job's optimizer for some parameters, None if the job does not train.
+        accumulate: micro-batches per step of the optimizer.
+        before_update: what else happens before the optimizer steps (clipping), if anything does.
     """
 
     model: nn.Module
     step: Callable[[], object]
     optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer] | None = None
+    accumulate: int = 1
+    before_update: Callable[[], object] | None = None
+
+
+@dataclass(frozen=True)
+class PlannedDevice:
+    """The device that a plan is made for.
+
+    Attributes:
+        gpu: name of the GPU, None for a virtual device.
+        link_bytes_per_s: declared speed of a virtual device's link.
+        capacity_bytes: its memory; a budget of so much is among those that are forecast.
+    """
+
+    gpu: str | None = None
+    link_bytes_per_s: float | None = None
+    capacity_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,7 @@ class Plan:
         activation_bytes: most bytes of activations and temporaries at any moment of a step.
         streamed_bytes: weights, gradients and optimizer state of all units.
         overhead_bytes: what the device itself takes (a CUDA context).
+        forecast: bytes and seconds by budget; None in plans of an older version.
     """
 
     unit_bytes: tuple[int, ...]
@@ -48,6 +70,7 @@ class Plan:
     activation_bytes: int
     streamed_bytes: int
     overhead_bytes: int = 0
+    forecast: Forecast | None = None
 
     @property
     def units(self) -> int:
@@ -92,6 +115,7 @@ class Plan:
         """JSON form: the fields, and the derived figures that people look at."""
         return {
             **asdict(self),
+            "forecast": self.forecast.to_dict() if self.forecast is not None else None,
             "units": self.units,
             "model_bytes": self.model_bytes,
             "floor_bytes": self.floor_bytes,
@@ -103,4 +127,11 @@ class Plan:
     def from_dict(cls, stored: dict[str, Any]) -> Plan:
         """The plan that `to_dict` wrote; unknown keys of a newer version are left out."""
         fields = {name: stored[name] for name in cls.__dataclass_fields__ if name in stored}
-        return cls(**{**fields, "unit_bytes": tuple(fields["unit_bytes"])})
+        forecast = fields.get("forecast")
+        return cls(
+            **{
+                **fields,
+                "unit_bytes": tuple(fields["unit_bytes"]),
+                "forecast": Forecast.from_dict(forecast) if forecast else None,
+            }
+        )

@@ -1,118 +1,83 @@
-"""Counts the bytes of a model and of one step of it, with tensors that have no memory.
+"""The plan of a job: its program recorded, its bytes counted, its seconds forecast.
 
-Owns the measurement. The model is built under `FakeTensorMode`, so that kernels are chosen as for the real device and
-shapes and lifetimes are real, while no weight is ever allocated; units come from the same partition as in the run.
+Owns the way from a trace to a `Plan`; the units come from the same partition as in the run, and what lives when from
+the runtime itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from superpipe_cluster.planning.plan import Plan, Probe
+from superpipe_cluster.planning.forecast import Forecast
+from superpipe_cluster.planning.machine_profile import CPU, MachineProfile, assumed_gpu
+from superpipe_cluster.planning.measuring import machine_profile, time_operators
+from superpipe_cluster.planning.plan import Plan, PlannedDevice
+from superpipe_cluster.planning.planner import Planner
+from superpipe_cluster.planning.trace import Compute, NewSlab, Pass, Trace
+from superpipe_cluster.streaming.budget import Terms
 from superpipe_cluster.streaming.cuda_device import CONTEXT_BYTES
-from superpipe_cluster.streaming.live import LiveTensors
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.units import Unit, partition
+
+#: A person waits for it.
+_TIMING_S = 6.0
 
 
-class _PeakBytes(TorchDispatchMode):
-    """The most bytes of operator results that are alive at once; views of the model's own tensors are none."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.now = 0
-        self.peak = 0
-        own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
-        self._live = LiveTensors(self._charge, not_counted=own)
-
-    def _charge(self, nbytes: int) -> None:
-        self.now += nbytes
-        self.peak = max(self.peak, self.now)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._live.settle()
-        result = func(*args, **(kwargs or {}))
-        self._live.see(result)
-        return result
-
-
-def profile(make_probe: Callable[[], Probe], *, cuda: bool = False) -> Plan:
-    """The plan of the model that `make_probe` builds.
-
-    Args:
-        make_probe: builds the model and its step; called under fake tensors.
-        cuda: whether the device is a CUDA GPU, which has a context of its own.
-    """
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        probe = make_probe()
-        parts = partition(probe.model)
-        activations = _peak_of_step(probe)
-    meta = torch.device("meta")
-    state = _state_of(probe, parts.units)
-    largest = streamed = 0
-    for unit in parts.units:
-        weights = Slab(0, "weights", dict(unit.parameters), meta).nbytes
-        trainable = {name: p for name, p in unit.parameters.items() if p.requires_grad}
-        gradients = Slab(0, "gradients", dict(trainable), meta).nbytes if probe.optimizer else 0
-        together = weights + gradients + state[unit.name]
-        largest, streamed = max(largest, together), streamed + together
+def plan_of(trace: Trace, *, cuda: bool, forecast: Forecast | None = None) -> Plan:
+    """The bytes of `trace`, beside the forecast that was made of it."""
+    weights = [_weights_bytes(trace, unit) for unit in range(len(trace.units))]
+    together = list(weights)
+    for one in (*trace.first, *trace.steady):
+        for event in one.events:
+            if isinstance(event, NewSlab):
+                together[event.unit] += event.nbytes
     return Plan(
-        unit_bytes=tuple(unit.nbytes for unit in parts.units),
-        largest_unit_bytes=largest,
-        resident_bytes=sum(tensor.nbytes for tensor in parts.resident.values()),
-        activation_bytes=activations,
-        streamed_bytes=streamed,
+        unit_bytes=tuple(
+            sum(one.size.numel() * one.dtype.itemsize for one in unit.parameters) for unit in trace.units
+        ),
+        largest_unit_bytes=max(together, default=0),
+        resident_bytes=trace.resident_bytes,
+        activation_bytes=max((_highest(step) for step in (trace.first, trace.steady)), default=0),
+        streamed_bytes=sum(together),
         overhead_bytes=CONTEXT_BYTES if cuda else 0,
+        forecast=forecast,
     )
 
 
-def _peak_of_step(probe: Probe) -> int:
-    """Peak of everything but weights and finished gradients, which leave for their slab as soon as they are there."""
+def forecast_on(trace: Trace, device: PlannedDevice, terms: Terms, also: Sequence[int] = ()) -> Forecast:
+    """The forecast of `trace` on `device`; a GPU that is hidden and was never measured is taken for a middling one."""
+    if device.capacity_bytes is not None:
+        also = [*also, device.capacity_bytes]
+    if device.gpu is None:
+        place = torch.device("cpu")
+    elif torch.cuda.is_available():
+        place = torch.device("cuda", 0)
+    else:
+        known = MachineProfile.load(device.gpu) or assumed_gpu(device.gpu)
+        return Planner(trace, known, terms=terms).forecast(also=also)
+    known = machine_profile(place)
+    if time_operators(trace, known, place, limit_s=_TIMING_S):
+        known.save()
+    declared = device.link_bytes_per_s if known.device == CPU else None
+    return Planner(trace, known, link_bytes_per_s=declared, terms=terms).forecast(also=also)
 
-    def leave(parameter: torch.Tensor) -> None:
-        parameter.grad = None
 
-    hooks = [p.register_post_accumulate_grad_hook(leave) for p in probe.model.parameters() if p.requires_grad]
-    with _PeakBytes(probe.model) as live:
-        probe.step()
-    for hook in hooks:
-        hook.remove()
-    return live.peak
-
-
-def _state_of(probe: Probe, units: list[Unit]) -> dict[str, int]:
-    """Bytes of optimizer state by unit, from one step on shapes alone."""
-    if probe.optimizer is None:
-        return {unit.name: 0 for unit in units}
-    shadows: dict[str, list[torch.Tensor]] = {}
-    for unit in units:
-        shadows[unit.name] = []
-        for parameter in unit.parameters.values():
-            if parameter.requires_grad:
-                shadow = nn.Parameter(
-                    torch.empty_strided(
-                        parameter.shape, parameter.stride(), dtype=parameter.dtype, device="meta"
-                    )
-                )
-                shadow.grad = torch.empty_like(shadow)
-                shadows[unit.name].append(shadow)
-    everything = [shadow for group in shadows.values() for shadow in group]
-    if not everything:
-        return {unit.name: 0 for unit in units}
-    optimizer = probe.optimizer(everything)
-    optimizer.step()
-    return {
-        name: sum(
-            value.nbytes
-            for shadow in group
-            for value in optimizer.state.get(shadow, {}).values()
-            if isinstance(value, torch.Tensor) and value.numel() > 1
-        )
-        for name, group in shadows.items()
+def _weights_bytes(trace: Trace, unit: int) -> int:
+    meta = torch.device("meta")
+    tensors = {
+        one.name: torch.empty_strided(one.size, one.stride, dtype=one.dtype, device=meta)
+        for one in trace.units[unit].parameters
     }
+    return Slab(0, "weights", tensors, meta).nbytes
+
+
+def _highest(step: tuple[Pass, ...]) -> int:
+    """Most bytes of everything that is on no slab, at any moment of a step."""
+    now = highest = 0
+    for one in step:
+        for event in one.events:
+            if isinstance(event, Compute):
+                highest = max(highest, now + event.highest_bytes)
+                now += event.net_bytes
+    return highest

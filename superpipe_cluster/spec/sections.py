@@ -145,6 +145,8 @@ class ResourcesSection(StrictModel):
     """All device bytes: `12GiB`, or `10GiB..24GiB` for guaranteed..wanted; `auto` follows the plan."""
     host_memory: HostMemory = "auto"
     """Host RAM; `auto` follows the plan."""
+    host: Literal["pinned", "shared", "disk"] = "pinned"
+    """Where weights wait: own RAM; `shared` with jobs on the same frozen weights; `disk` for models larger than RAM."""
     cpus: Count = 1
     """CPU cores."""
 

@@ -3,9 +3,23 @@
 Needs torch alone and knows nothing of jobs, Ray or Redis.
 """
 
+from superpipe_cluster.streaming.homes import HomeName
+from superpipe_cluster.streaming.loading import Weights, check_weights, parameters_on_meta
+from superpipe_cluster.streaming.opening import stream
 from superpipe_cluster.streaming.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.schedule import PolicyName
-from superpipe_cluster.streaming.streamer import Streamer, StreamStats, stream
+from superpipe_cluster.streaming.streamer import Streamer, StreamStats
 from superpipe_cluster.streaming.virtual_device import VirtualDevice
 
-__all__ = ["PolicyName", "StreamStats", "StreamedOptimizer", "Streamer", "VirtualDevice", "stream"]
+__all__ = [
+    "HomeName",
+    "PolicyName",
+    "StreamStats",
+    "StreamedOptimizer",
+    "Streamer",
+    "VirtualDevice",
+    "Weights",
+    "check_weights",
+    "parameters_on_meta",
+    "stream",
+]

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+from superpipe_cluster.streaming.memory import HostMemory
+
 
 class Copy(Protocol):
     """A copy under way."""
@@ -37,6 +39,8 @@ class Device(Protocol):
         d2h_bytes: bytes copied to the host so far.
         batches_in_flight: transfer batches that are worth having under way at once.
         overhead_bytes: what the device itself takes of the budget.
+        spare_bytes: part of the budget that nothing should be fetched ahead into.
+        registers: whether host memory has to be registered for it to copy from and to it by itself.
     """
 
     torch_device: torch.device
@@ -46,6 +50,8 @@ class Device(Protocol):
     d2h_bytes: int
     batches_in_flight: int
     overhead_bytes: int
+    spare_bytes: int = 0
+    registers: bool = False
 
     def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
         """Give the emptied storage of `flat` its `nbytes` back, contents undefined."""
@@ -64,12 +70,24 @@ class Device(Protocol):
         ...
 
     def host_buffer(self, nbytes: int) -> torch.Tensor:
-        """Exactly `nbytes` of host memory that this device copies from fastest."""
-        ...
+        """Exactly `nbytes` of zeroed host memory that this device can register."""
+        return HostMemory.anonymous(nbytes, shared_with_children=self.registers).tensor
 
-    def release_host_buffer(self, host: torch.Tensor) -> None:
-        """Undo what `host_buffer` did to the memory; the tensor itself stays valid."""
-        ...
+    def register(self, host: torch.Tensor, *, read_only: bool = False) -> bool:
+        """Make host memory (`uint8[n]`, pages of its own) such that the device copies from and to it by itself.
+
+        Args:
+            host: the memory; it must be unregistered before it is unmapped.
+            read_only: the memory cannot be written, and nothing will be stored to it.
+
+        Returns:
+            Whether that is so; if not, copies are as right and slower.
+        """
+        del host, read_only
+        return True
+
+    def unregister(self, host: torch.Tensor) -> None:
+        """Undo `register`; without effect on memory that is not registered."""
 
     def used_bytes(self) -> int:
         """Bytes in use now, of everything."""
@@ -81,6 +99,14 @@ class Device(Protocol):
 
     def charge(self, nbytes: int) -> None:
         """Count bytes that appeared outside `allocate` (negative: that went away)."""
+        ...
+
+    def ran_out(self) -> None:
+        """The memory was too small although the count of bytes had room: count on less of it from now on."""
+        ...
+
+    def limits_itself(self) -> bool:
+        """Whether its limit holds without a count of every tensor: there is none, or it is kept with ease."""
         ...
 
     def pace(self) -> None:

@@ -1,94 +1,70 @@
 """The engine: keeps what the program reads on the device, within the budget, and the rest away.
 
-Owns residency: which slabs are held, their copies, and the order learned from the program. What needs which slab is
-told by the read guard and the optimizer; when to move what is decided by the policy in `schedule`; here both meet.
+Owns the decisions: what needs which slab is told by the read guard and the optimizer, when to move what is said by the
+policy in `schedule`, and here both meet. The slabs and their copies are `residency`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory, Unstreamable
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.homes import Home
 from superpipe_cluster.streaming.order import AccessOrder
-from superpipe_cluster.streaming.schedule import Action, Evict, Policy, View, Window
-from superpipe_cluster.streaming.slab import Part, Slab
+from superpipe_cluster.streaming.residency import Residency
+from superpipe_cluster.streaming.schedule import Action, Evict, Policy, View
+from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
-from superpipe_cluster.streaming.units import Unit
+
+#: Programs keep a little more from step to step (losses, say): this part of the measured minimum is added to it.
+_SPARE = 50
 
 
-class Engine:
-    """Residency of one model's slabs on one device.
+class Engine(Residency):
+    """Brings slabs to the device in time, and others away.
 
     Consecutive reads of the same unit (or of the units that one operator reads together) form a *group*. Its slabs are
     pinned while it lasts; when it ends, what it changed starts on its way to the host.
     """
 
-    def __init__(self, device: Device, policy: Policy, max_units: int | None) -> None:
-        self.device = device
+    def __init__(
+        self, device: Device, policy: Policy, max_units: int | None, home: Home | None = None
+    ) -> None:
+        super().__init__(device, max_units, home)
         self.policy = policy
         self.order = AccessOrder()
-        self.window = Window(max_units=max_units)
-        self.slabs: list[Slab] = []
-        self.unit_names: list[str] = []
-        self.weights: list[Slab] = []  # of each unit
-        self.gradients: dict[int, list[Slab]] = {}  # unit -> slabs; more than one if old gradients are kept
-        self.state: dict[int, list[Slab]] = {}  # unit -> slabs; more than one if state was added later
-        self.unit_of: dict[nn.Parameter, int] = {}
-        self.on_new_slab: Callable[[Slab], None] | None = None
-        self.loads = 0
-        self.peak_units = 0
-        self._weights_held = 0
         self._group: dict[int, None] = {}
         self._group_units: set[int] = set()
         #: Slabs of the operator that runs now; these cannot leave whatever happens.
         self.operands: Sequence[Slab] = ()
-        #: Prefetching stopped for a slab that was still being copied; it may go on at any operator.
-        self.blocked = False
+        #: The copy that prefetching stopped for: once it has arrived, the next operator on slabs lets it go on.
+        self.waits_for: Copy | None = None
         self._others_peak = 0  # most bytes of everything else, in the last whole step and in this one
         self._others_peak_before = 0
-
-    def take_over(self, units: Iterable[Unit]) -> None:
-        """Move the parameters of `units` to slabs, their bytes to host copies."""
-        for unit in units:
-            parameters = list(unit.parameters.values())
-            number = len(self.weights)
-            weights = Slab(number, "weights", {p: p.data for p in parameters}, self.device.torch_device)
-            host = weights.ensure_host(self.device)
-            host.zero_()  # the gaps of the alignment too: equal weights give equal bytes
-            self.weights.append(weights)
-            self.unit_names.append(unit.name)
-            self._take_in(weights)
-            for parameter in parameters:
-                weights.host_view(parameter).copy_(parameter.data)
-                self.unit_of[parameter] = number
-                parameter.data = weights.views[parameter]
-
-    def add_slab(self, unit: int, part: Part, tensors: Mapping[Any, torch.Tensor]) -> Slab:
-        """Make a slab that looks like `tensors` and take it into the window and the order; contents undefined."""
-        slab = Slab(unit, part, tensors, self.device.torch_device)
-        home = self.gradients if part == "gradients" else self.state
-        home.setdefault(unit, []).append(slab)
-        self._take_in(slab)
-        return slab
-
-    def _take_in(self, slab: Slab) -> None:
-        slab.number = self.window.add_slab(slab.nbytes, slab.unit)
-        self.slabs.append(slab)
-        if self.on_new_slab is not None:
-            self.on_new_slab(slab)
+        self._least = 0  # bytes of the worst moment if nothing but operands were held; likewise
+        self._least_before = 0
+        self._others_at_begin = 0
+        self._moved_before = -1  # bytes that the link had carried to the device when this step began
 
     # ---- what the program does --------------------------------------------------------------------
 
     def begin_step(self) -> None:
         """The outermost forward starts."""
+        if self.unwatched:
+            return  # as in the steps before
         self.order.begin_step()
         self.policy.begin_step()
+        self.operands = ()
         self._others_peak_before, self._others_peak = self._others_peak, self._others_now()
+        self._others_at_begin = self._others_peak
+        self._least_before, self._least = self._least, self._others_peak
 
     def require(self, slabs: Sequence[Slab]) -> None:
         """Return once `slabs` are on the device and whatever is computed next may read them.
@@ -108,12 +84,11 @@ class Engine:
             self._group.update((slab.number, None) for slab in entering)
             for slab in entering:
                 self._access(slab)
-        else:
-            for slab in slabs:  # taken away within its group, by pressure
-                if slab.number not in self.window.held:
-                    self._miss(slab)
-            if self.blocked:
-                self._fetch_ahead()
+        for slab in slabs:
+            if slab.number not in self.window.held:  # taken away within its group, by pressure
+                self._miss(slab)
+        if not entering and self.waits_for is not None:
+            self._fetch_ahead()
         for slab in slabs:
             if slab.loading is not None:
                 if not slab.loading.done():
@@ -185,30 +160,119 @@ class Engine:
     def make_room(self, nbytes: int) -> None:
         """Evict until `nbytes` more fit the budget, or nothing more can be evicted."""
         budget = self.device.budget_bytes
+        self._evict_until(lambda: budget is not None and self.device.used_bytes() + nbytes <= budget)
+
+    def _evict_until(self, enough: Callable[[], bool]) -> None:
+        """Evict, furthest next use first, the group last and never the operands."""
+        if self.on_pressure is not None and not enough():
+            self.on_pressure()
         operands = {slab.number for slab in self.operands}
         for pinned in (operands | set(self._group), operands):
             candidates = [number for number in self.window.held if number not in pinned]
             candidates.sort(key=self.order.future.next_use, reverse=True)
             for number in candidates:
-                if budget is not None and self.device.used_bytes() + nbytes <= budget:
+                if enough():
                     return
                 self._evict(self.slabs[number])
                 self.policy.look_again()
 
+    @override
+    def dissolve(self) -> None:
+        super().dissolve()
+        # These would keep host copies alive, and the next streamer would take them for memory that is used elsewhere.
+        self.operands, self.waits_for = (), None
+
+    # ---- the budget -------------------------------------------------------------------------------
+
+    def resize(self, budget_bytes: int | None, max_units: int | None, policy: Policy) -> None:
+        """Put another budget in force: what does not fit it any more leaves now, what does comes as it is needed.
+
+        Raises:
+            BudgetTooSmall: as `check_budget`; nothing has changed.
+        """
+        self.check_budget(budget_bytes)
+        self._leave_group()
+        self.operands = ()
+        self.policy = policy
+        self.window.max_units = max_units
+        self._evict_until(lambda: self._fits(budget_bytes, max_units))
+        self.device.budget_bytes = budget_bytes
+
+    def check_budget(self, budget_bytes: int | None) -> None:
+        """Refuse a budget that is too small for what this program does.
+
+        Raises:
+            BudgetTooSmall: a moment of this step or of the last one needed more.
+        """
+        measured = max(self._least, self._least_before, self._others_now())
+        if self._least:  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
+            measured = max(measured, self._others_at_begin + self._largest_unit_bytes())
+        needed = measured + measured // _SPARE
+        if budget_bytes is not None and budget_bytes < needed:
+            raise BudgetTooSmall(
+                f"a budget of {budget_bytes} bytes is less than the {needed} bytes that this model and its activations "
+                "need at some moment of a step",
+                needed_bytes=needed,
+                hint=f"give at least {needed} bytes; a smaller batch needs fewer from the second step on",
+            )
+
+    def _largest_unit_bytes(self) -> int:
+        of_unit: dict[int, int] = defaultdict(int)
+        for slab in self.slabs:
+            of_unit[slab.unit] += slab.nbytes
+        return max(of_unit.values(), default=0)
+
+    def _fits(self, budget_bytes: int | None, max_units: int | None) -> bool:
+        in_bytes = budget_bytes is None or self.device.used_bytes() <= budget_bytes
+        return in_bytes and (max_units is None or self.window.units <= max_units)
+
+    def may_rest(self) -> bool:
+        """Whether nothing had to move in the last step, and nothing will while the program goes on like that."""
+        moved, self._moved_before = self._moved_before, self.device.h2d_bytes + self.device.d2h_bytes
+        return (
+            moved == self._moved_before
+            and self.order.learned
+            and self.window.everything_fits
+            and self.device.limits_itself()
+            and all(slab.number in self.window.held for slab in self.slabs if self._has_content(slab))
+        )
+
+    def rest(self) -> None:
+        """The program is not watched from now on."""
+        self.unwatched = True
+        self._leave_group()
+        self.operands = ()
+
+    def wake(self) -> None:
+        """The program is watched again."""
+        self.unwatched = False
+        self.assume_changed()
+        for slab in self.slabs:
+            slab.ready = False
+        for parameter in self.unit_of:
+            if may_be_taken(parameter.grad, parameter):
+                self.take_gradient(parameter)
+
+    def drop_empty_gradients(self) -> None:
+        """Give back the bytes of gradient slabs whose gradients the program has let go."""
+        for slabs in self.gradients.values():
+            for slab in slabs:
+                if slab.number in self.window.held and not self._has_content(slab):
+                    self._evict(slab)
+
     # ---- the whole at once ------------------------------------------------------------------------
 
-    def flush(self, slabs: Iterable[Slab] | None = None) -> None:
-        """Bring the host copies up to date, for the host to read; nothing leaves the device."""
-        chosen = list(self.slabs if slabs is None else slabs)
-        for slab in chosen:
-            self._store_if_changed(slab)
-        for slab in chosen:
-            if slab.storing is not None:
-                slab.storing.finish()
-                slab.storing = None
-
     def evict(self, slabs: Iterable[Slab]) -> None:
-        """Send `slabs` away, their host copies up to date, for the host to read or overwrite."""
+        """Send `slabs` away, their host copies up to date, for the host to read or overwrite.
+
+        Raises:
+            Unstreamable: the thread that runs the model may be reading them, unwatched.
+        """
+        if self.unwatched:
+            raise Unstreamable(
+                "another thread is running this model and its parameters cannot be taken away under it",
+                hint="ask for the pointer in the thread that runs the model, or clone() the tensor",
+            )
         self._leave_group()
         slabs = list(slabs)
         self.flush(slabs)
@@ -217,50 +281,13 @@ class Engine:
                 self._evict(slab)
         self.policy.look_again()
 
-    def before_host_use(self, slab: Slab, *, to_write: bool) -> None:
-        """Return once the CPU may read (and write) the host copy of `slab`."""
-        self.flush([slab])
-        if to_write:
-            self.device.finish()
-
-    def wrote_host(self, slab: Slab) -> None:
-        """The program changed the host copy of `slab`; the device bytes, if there are any, follow."""
-        assert slab.host is not None
-        if slab.number in self.window.held:
-            slab.loading = self.device.load(slab.flat, slab.host)
-            slab.ready = False
-
-    def dissolve(self) -> None:
-        """Give up all slabs. Device bytes that the program still holds tensors of are left to it, up to date."""
-        self.flush()
-        self.device.finish()
-        for slab in self.slabs:
-            held = slab.number in self.window.held
-            if held:
-                self.device.charge(-slab.nbytes)
-            keep = slab.outside_holders() > 0
-            if keep and not held and slab.host is not None:
-                slab.flat.untyped_storage().resize_(slab.nbytes)
-                slab.flat.copy_(slab.host)
-            elif held and not keep:
-                slab.flat.untyped_storage().resize_(0)
-            if slab.host is not None:
-                self.device.release_host_buffer(slab.host)
-        self.slabs, self.weights, self.gradients, self.state = [], [], {}, {}
-        self.operands, self.unit_of = (), {}
-        self.window = Window()
-
-    @property
-    def host_bytes(self) -> int:
-        """Bytes of all host copies."""
-        return sum(slab.host_bytes for slab in self.slabs)
-
     def capacity_bytes(self) -> int | None:
         """Bytes that slabs may take beside everything else, at this step's and the last one's worst moment."""
         budget = self.device.budget_bytes
         if budget is None:
             return None
-        return budget - max(self._others_now(), self._others_peak, self._others_peak_before)
+        others = max(self._others_now(), self._others_peak, self._others_peak_before)
+        return budget - self.device.spare_bytes - others
 
     # ---- moving -----------------------------------------------------------------------------------
 
@@ -285,13 +312,15 @@ class Engine:
         self._refuse(slab)
 
     def _refuse(self, slab: Slab) -> None:
-        names = sorted({self.unit_names[operand.unit] for operand in (*self.operands, slab)})
+        asked, self.operands = {one.number: one for one in (*self.operands, slab)}.values(), ()
+        self._leave_group()
+        names = sorted({self.unit_names[one.unit] for one in asked})
         if self.window.max_units is not None and len(names) > self.window.max_units:
             raise BudgetTooSmall(
                 f"one operator reads {len(names)} units at once ({', '.join(names)}), but k is {self.window.max_units}",
                 hint=f"use k={len(names)} or more",
             )
-        needed = self._others_now() + sum({s.number: s.nbytes for s in (*self.operands, slab)}.values())
+        needed = self._others_now() + sum(one.nbytes for one in asked)
         raise BudgetTooSmall(
             f"the budget of {self.device.budget_bytes} bytes is too small for {', '.join(names)}: "
             f"with what else is on the device, {needed} bytes are needed at this point",
@@ -302,7 +331,7 @@ class Engine:
     def _fetch_ahead(self) -> None:
         self._note_others()
         self.window.capacity_bytes = self.capacity_bytes()
-        self.blocked = False
+        self.waits_for = None
         for action in self.policy.ahead(self._view(set(self._group))):
             self._apply(action)
 
@@ -311,17 +340,20 @@ class Engine:
 
     def _is_busy(self, number: int) -> bool:
         slab = self.slabs[number]
-        busy = (
-            self._is_arriving(number)
-            or (slab.storing is not None and not slab.storing.done())
+        return (
+            self._is_under_way(slab.loading)
+            or self._is_under_way(slab.storing)
             or (slab.dirty and self._has_content(slab))
         )
-        self.blocked = self.blocked or busy
-        return busy
 
     def _is_arriving(self, number: int) -> bool:
-        loading = self.slabs[number].loading
-        return loading is not None and not loading.done()
+        return self._is_under_way(self.slabs[number].loading)
+
+    def _is_under_way(self, copy: Copy | None) -> bool:
+        if copy is None or copy.done():
+            return False
+        self.waits_for = copy
+        return True
 
     def _apply(self, action: Action) -> None:
         if isinstance(action, Evict):
@@ -334,41 +366,19 @@ class Engine:
                 if (copy := self.slabs[number].loading) is not None:
                     copy.wait()
 
-    def _load(self, slab: Slab) -> None:
-        if slab.storing is not None:
-            slab.storing.wait()
-            slab.storing = None
+    @override
+    def _allocate(self, slab: Slab) -> None:
         try:
-            self.device.allocate(slab.flat, slab.nbytes)
-        except (DeviceOutOfMemory, torch.OutOfMemoryError):
+            super()._allocate(slab)
+        except DeviceOutOfMemory:
             self.make_room(slab.nbytes)
-            self.device.allocate(slab.flat, slab.nbytes)
-        self.window.hold(slab.number)
-        if slab.part == "weights":
-            self.loads += 1
-            self._weights_held += 1
-            self.peak_units = max(self.peak_units, self._weights_held)
-        if slab.host is not None and self._has_content(slab):
-            slab.loading = self.device.load(slab.flat, slab.host)
-
-    def _evict(self, slab: Slab) -> None:
-        if slab.loading is not None:
-            slab.loading.wait()
-            slab.loading = None
-        self._store_if_changed(slab)
-        if slab.storing is not None:
-            slab.storing.wait()  # kept: the bytes may still be on their way when the host wants to read them
-        slab.ready = False
-        self.device.free(slab.flat)
-        self.window.drop(slab.number)
-        if slab.part == "weights":
-            self._weights_held -= 1
-
-    def _store_if_changed(self, slab: Slab) -> None:
-        if slab.dirty and slab.number in self.window.held:
-            if self._has_content(slab):
-                slab.storing = self.device.store(slab.ensure_host(self.device), slab.flat)
-            slab.dirty = False
+            super()._allocate(slab)
+        except (
+            torch.OutOfMemoryError
+        ):  # by the count there is room, so the count does not tell how much must go
+            self.device.ran_out()
+            self.make_room(1 << 62)
+            super()._allocate(slab)
 
     def _leave_group(self) -> None:
         everything_fits = self.window.everything_fits
@@ -380,11 +390,6 @@ class Engine:
         self._group = {}
         self._group_units = set()
 
-    @staticmethod
-    def _has_content(slab: Slab) -> bool:
-        # zero_grad() only lets go of the tensors: that is how a gradient slab comes to mean nothing.
-        return slab.part != "gradients" or slab.outside_holders() > 0
-
     # ---- counting ---------------------------------------------------------------------------------
 
     def _others_now(self) -> int:
@@ -394,3 +399,11 @@ class Engine:
         others = self._others_now()
         if others > self._others_peak:
             self._others_peak = others
+        least = others + sum(slab.nbytes for slab in self.operands)
+        if least > self._least:
+            self._least = least
+
+
+def may_be_taken(gradient: torch.Tensor | None, parameter: torch.Tensor) -> bool:
+    """Whether the gradient can be kept in a slab; a sparse one, for instance, stays where autograd left it."""
+    return gradient is not None and gradient.layout is torch.strided and gradient.dtype == parameter.dtype

@@ -2,7 +2,8 @@
 
 Owns the replacements for the methods of torch that do so, in force while any model is streamed. For a tensor that is on
 no slab they are the methods they replace. For one that is, each either brings the bytes first, or hands out the host
-copy, or refuses; otherwise it would read memory that is not there.
+copy, or refuses; otherwise it would read memory that is not there. The method behind `Module.to()` is one of them: it
+would take every weight off its slab.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from superpipe_cluster.errors import Unstreamable
+from superpipe_cluster.streaming.entrance import is_streamed
 from superpipe_cluster.streaming.guard import GUARD, Place
 
 _Exit = Callable[..., Any]
@@ -120,12 +122,41 @@ def _hand_out_own(original: _Exit) -> _Exit:
     return save_to_state_dict
 
 
+def _keep_in_place(original: _Exit) -> _Exit:
+    """`to()`, `cuda()`, `half()`, `to_empty()` and all others that end here: refused before anything has changed."""
+
+    @wraps(original)
+    def apply(
+        module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> nn.Module:
+        if is_streamed(module):
+            with GUARD.own_work():
+                _refuse_conversion(module, convert)
+        return original(module, convert, recurse)
+
+    return apply
+
+
+def _refuse_conversion(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    kinds = {(one.dtype, one.device, one.dim()) for one in (*module.parameters(), *module.buffers())}
+    for dtype, device, dimensions in kinds:
+        alike = torch.empty((2,) * dimensions, dtype=dtype, device=device)
+        converted = convert(alike)
+        if converted is not alike:
+            raise Unstreamable(
+                f"{type(module).__name__} is being streamed: its {dtype} tensors on {device} cannot be moved or "
+                f"converted ({converted.dtype} on {converted.device} was asked for)",
+                hint="close() the streamer, move or convert the model, then stream it again",
+            )
+
+
 def guard_exits() -> None:
     """Put the replacements in force."""
     if _before:
         return
     for owner, name, replacement in _REPLACED:
         _replace(owner, name, _for_streamed(getattr(owner, name), replacement))
+    _replace(nn.Module, "_apply", _keep_in_place(nn.Module._apply))
     _replace(nn.Module, "_save_to_state_dict", _hand_out_own(nn.Module._save_to_state_dict))
 
 
@@ -150,6 +181,7 @@ def _for_streamed(original: _Exit, replacement: Callable[..., Any]) -> _Exit:
         place = GUARD.place_of(tensor)
         if place is None:
             return original(tensor, *args, **kwargs)
+        GUARD.wake()
         return replacement(original, place, tensor, *args, **kwargs)
 
     return method

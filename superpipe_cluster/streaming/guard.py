@@ -20,7 +20,7 @@ different last bits. So these run with the dispatch keys that they would have ha
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,10 +29,10 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
-from superpipe_cluster.errors import Unstreamable
+from superpipe_cluster.errors import BudgetTooSmall, Unstreamable
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.live import LiveTensors
-from superpipe_cluster.streaming.operators import Traits, in_parts, traits_of
+from superpipe_cluster.streaming.operators import Traits, in_parts, joined, traits_of
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import storage_key
 from superpipe_cluster.streaming.watch import Watch, put_modes_on, take_modes_off
@@ -60,11 +60,17 @@ class ReadGuard(Watch):
         self._traits: dict[int, Traits] = {}  # by the operator's id, which is quicker than its hash
         self._live: dict[Engine, LiveTensors] = {}  # of virtual devices; CUDA's allocator counts by itself
         self._counting: LiveTensors | None = None  # of the engine whose model ran last
+        #: Whether the mode is off the stack of the thread that runs the models; see [Note: at rest].
+        self.resting = False
+        self._runner: int | None = None  # the thread that ran a step last
+        self._wake_wanted = False  # by another thread
+        self._at_waking: list[Callable[[], None]] = []  # asked for by other threads
 
     # ---- who is guarded -----------------------------------------------------------------------------
 
     def attach(self, engine: Engine) -> None:
         """Guard the slabs of `engine`, in every thread that joined or will."""
+        self.wake()
         if engine.device.torch_device.type == "cpu":
             self._live[engine] = LiveTensors(engine.charge, not_counted=self._places)
         self._put_first(engine)
@@ -81,8 +87,9 @@ class ReadGuard(Watch):
 
     def hand_out(self, engine: Engine, slab: Slab) -> None:
         """The program is about to see tensors on the host copy of `slab`: bring it up to date and guard it as well."""
+        self.wake()
         with self.own_work():
-            host = slab.ensure_host(engine.device)
+            host = slab.ensure_host(engine.home)
             engine.before_host_use(slab, to_write=False)
         self._places[storage_key(host)] = Place(engine, slab, on_host=True)
 
@@ -94,6 +101,7 @@ class ReadGuard(Watch):
         for key in [key for key, place in self._places.items() if place.engine is engine]:
             del self._places[key]
         self._counting = self._live.get(self._engines[-1]) if self._engines else None
+        self.resting = self.resting and bool(self._engines)
         engine.on_new_slab = None
 
     @property
@@ -116,7 +124,8 @@ class ReadGuard(Watch):
     def settle(self, engine: Engine) -> None:
         """Bring the count of `engine`'s device bytes up to date with the tensors that have died."""
         if engine in self._live:
-            self._live[engine].settle()
+            with self.lock:
+                self._live[engine].settle()
 
     def begin_step(self, engine: Engine) -> None:
         """The outermost forward of `engine`'s model starts; new tensors count for it from now on."""
@@ -128,6 +137,52 @@ class ReadGuard(Watch):
                 for parameter in slab.views:
                     if not slab.has(parameter):
                         engine.take_back(parameter)
+        self._rest_or_wake()
+
+    # ---- rest ---------------------------------------------------------------------------------------
+
+    def _rest_or_wake(self) -> None:
+        thread, before = threading.get_ident(), self._runner
+        calm = [engine.may_rest() for engine in self._engines]
+        if thread != before or not all(calm) or self._wake_wanted:
+            self._runner = thread
+            self.wake()
+        elif not self.resting:
+            self.resting = True
+            for engine in self._engines:
+                engine.rest()
+            self.leave()
+        else:
+            for engine in self._engines:
+                engine.drop_empty_gradients()
+
+    def wake(self) -> bool:
+        """Watch the program again, if the guard rests and this is the thread that runs the models.
+
+        Returns:
+            Whether the program is watched now; if not, it is from its next step on.
+        """
+        if not self.resting:
+            return True
+        if threading.get_ident() != self._runner:
+            self._wake_wanted = True
+            return False
+        self.resting = self._wake_wanted = False
+        with self.own_work():
+            for engine in self._engines:
+                engine.wake()
+            while self._at_waking:
+                self._at_waking.pop(0)()
+        self.join()
+        return True
+
+    def when_awake(self, work: Callable[[], None]) -> None:
+        """Do `work`, which may send slabs away, now, or as soon as the program is watched again."""
+        if self.wake():
+            with self.own_work():
+                work()
+        else:
+            self._at_waking.append(work)
 
     def _put_first(self, engine: Engine) -> None:
         if engine in self._engines:
@@ -153,24 +208,44 @@ class ReadGuard(Watch):
         else:
             result = self._run(func, traits, args, kwargs)
         if traits.makes_tensors and self._counting is not None:
-            self._counting.see(result)
+            with self.lock:  # room may have to be made
+                self._counting.see(result)
         return result
 
     def _run_on_slabs(self, func: Any, traits: Traits, args: Any, kwargs: Any, found: list[Place]) -> Any:
         if traits.over_lists and len({place.slab.unit for place in found}) > 1:
-            return in_parts(
-                lambda part: self.__torch_dispatch__(func, (), part, kwargs), args, self._units_of
-            )
+            return in_parts(lambda part: self._run_part(func, traits, part, kwargs), args, self._units_of)
         if traits.resizes and self.place_of(args[0]) is not None:
             raise Unstreamable("resize_() of a streamed parameter", hint="close() the streamer first")
+        return self._run_together(func, traits, args, kwargs, found)
+
+    def _run_part(self, func: Any, traits: Traits, args: Any, kwargs: Any) -> Any:
+        """One part of an operator over lists: what is of one unit, or (an average of the weights) of one pair of them."""
+        found: list[Place] = []
+        self._find(args, found)
+        self._find(kwargs.values(), found)
+        if not found:
+            return self._run(func, traits, args, kwargs)
+        result = self._run_together(func, traits, args, kwargs, found)
+        if traits.makes_tensors and self._counting is not None:
+            self._counting.see(result)
+        return result
+
+    def _run_together(self, func: Any, traits: Traits, args: Any, kwargs: Any, found: list[Place]) -> Any:
         engine, slabs, ready = found[0].engine, [], True
         for place in found:
             slabs.append(place.slab)
             ready = ready and place.slab.ready and not place.on_host
-        if ready and not engine.blocked:
+        awaited = engine.waits_for
+        if ready and (awaited is None or not awaited.done()):
             engine.operands = slabs
         else:
-            self._bring(found, to_write=bool(traits.writes))
+            try:
+                self._bring(found, to_write=bool(traits.writes))
+            except BudgetTooSmall:
+                if not traits.joins:
+                    raise
+                return joined(lambda copy, part: self.__torch_dispatch__(copy, (), part), func, args, kwargs)
         result = self._run(func, traits, args, kwargs)
         if traits.writes:
             self._mark_written(traits, args, kwargs)
@@ -202,6 +277,7 @@ class ReadGuard(Watch):
         with self.lock:
             with self.own_work():
                 for engine in self._engines:
+                    engine.device.ran_out()
                     engine.make_room(1 << 62)
             torch.cuda.empty_cache()
             return func(*args, **kwargs)

@@ -16,6 +16,7 @@ from torch._ops import OpOverload
 _PASSES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
 _LISTS = ("aten::_foreach_", "aten::_amp_foreach_")
 _FUSED = {"aten::_fused_adam_", "aten::_fused_adamw_", "aten::_fused_adagrad_", "aten::_fused_sgd_"}
+_JOINS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
 # These would give a slab's storage another size.
 _RESIZES = ("aten::resize_", "aten::resize_as_")
 # Autograd has another formula for these while any dispatch mode is on (`isTensorSubclassLike` in its source), with
@@ -33,6 +34,7 @@ class Traits:
         writes: positions and names of the arguments that it changes.
         makes_tensors: whether any result is new memory.
         over_lists: it does the same to each tensor of its lists.
+        joins: it puts the tensors of its list side by side.
         resizes: it changes the size of the memory that it is given.
         other_gradient: its gradient has other bits under a dispatch mode.
         unwrapped: no kernel of autograd's stands before it; see [Note: as without a mode] in the guard.
@@ -43,6 +45,7 @@ class Traits:
     writes: tuple[int | str, ...]
     makes_tensors: bool
     over_lists: bool
+    joins: bool
     resizes: bool
     other_gradient: bool
     unwrapped: bool
@@ -63,6 +66,7 @@ def traits_of(operator: OpOverload) -> Traits:
         writes=tuple(writes),
         makes_tensors=any(result.alias_info is None for result in schema.returns),
         over_lists=schema.name.startswith(_LISTS) or schema.name in _FUSED,
+        joins=operator in _JOINS,
         resizes=schema.name in _RESIZES,
         other_gradient=schema.name in _OTHER_GRADIENT,
         unwrapped=dispatched and not torch._C._dispatch_has_kernel_for_dispatch_key(name, "ADInplaceOrView"),
@@ -93,6 +97,37 @@ def in_parts(
             for index, one in zip(indices, result, strict=True):
                 results[index] = one
     return results if returns_list else None
+
+
+def joined(
+    run: Callable[[OpOverload, tuple[Any, ...]], Any],
+    operator: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> torch.Tensor:
+    """Run an operator that joins tensors one tensor at a time, so that no two of them are needed together.
+
+    Args:
+        run: runs another operator.
+        operator: `cat` or `stack`.
+        args: its arguments.
+        kwargs: its keyword arguments.
+    """
+    tensors = args[0]
+    alike = [torch.empty_strided(one.size(), one.stride(), dtype=one.dtype, device="meta") for one in tensors]
+    shape = operator(alike, *args[1:], **kwargs)
+    result = torch.empty_strided(shape.size(), shape.stride(), dtype=shape.dtype, device=tensors[0].device)
+    dim, start = args[1] if len(args) > 1 else kwargs.get("dim", 0), 0
+    for at, one in enumerate(tensors):
+        if operator is torch.ops.aten.stack.default:
+            place = result.select(dim, at)
+        elif one.dim() == 1 and not one.numel():  # `cat` leaves these out whatever the others' shape
+            continue
+        else:
+            place = result.narrow(dim, start, one.size(dim))
+            start += one.size(dim)
+        run(torch.ops.aten.copy_.default, (place, one))
+    return result
 
 
 def _length(value: Any) -> int:

@@ -1,12 +1,14 @@
 """A `torch.optim.Optimizer` over streamed units: any element-wise optimizer, stepped one unit at a time.
 
 Owns the order of the update and the home of the optimizer's state. The arithmetic is the wrapped optimizer's own, run
-on the device with exactly the tensors it would have had, so the result has the bits of a plain step.
+on the device (or, by `host_steps`, on the host) with exactly the tensors it would have had, so the result has the bits
+of a plain step there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +17,14 @@ from torch import nn
 from superpipe_cluster.errors import Unstreamable
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.guard import GUARD
+from superpipe_cluster.streaming.host_steps import HostSteps, Member, Where, check_place
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import is_entry_shared
 
-_Member = tuple[dict[str, Any], nn.Parameter]  # a parameter with its group
 _Key = tuple[nn.Parameter, str]  # a tensor of the state
+
+#: What a state dict calls the higher-precision weight of a parameter.
+MASTER = "master_weight"
 
 # A step of this one calls the model several times, with all parameters moved at once.
 _REFUSED = (torch.optim.LBFGS,)
@@ -35,8 +40,21 @@ class StreamedOptimizer(torch.optim.Optimizer):
     parameters, and the read guard brings what it reads. That is as exact, but fresh state is on the device at once, and
     a class that goes over the parameters several times per step moves them several times.
 
+    [Note: masters] With `master_weights` each weight of another floating type has a copy of that type, which is part of
+    the state: the gradient is cast up, the copy is stepped, and the weight is the copy cast down.
+
+    Args:
+        engine: residency of the model's slabs.
+        kind: the wrapped optimizer's class.
+        params: parameters or parameter groups.
+        options: passed to `kind`.
+        where: where the state is and the arithmetic happens; see `host_steps`.
+        master_weights: type of the weights that are stepped, None for the model's own.
+
     Raises:
-        Unstreamable: an optimizer that calls the model in the middle of its step.
+        Unstreamable: an optimizer that calls the model in the middle of its step, or one that is not known where it
+            would have to be.
+        BadInput: a keyword has no meaning.
     """
 
     def __init__(
@@ -45,15 +63,21 @@ class StreamedOptimizer(torch.optim.Optimizer):
         kind: type[torch.optim.Optimizer],
         params: Iterable[Any],
         options: dict[str, Any],
+        where: Where = "on_device",
+        master_weights: torch.dtype | None = None,
     ) -> None:
         if issubclass(kind, _REFUSED):
             raise Unstreamable(
                 f"{kind.__name__} updates all parameters together and cannot be stepped unit by unit",
                 hint="use an element-wise optimizer such as AdamW or SGD",
             )
+        self._by_units = f"{kind.__module__}.".startswith("torch.optim.")
+        check_place(kind, self._by_units, where, master_weights)
         self._inner = kind(params, **options)
         self._engine: Engine | None = engine
-        self._by_units = kind.__module__.startswith("torch.optim.")
+        self._master_dtype = master_weights
+        self._masters: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+        self._host = HostSteps(engine, partial(kind, **options)) if where == "on_host" else None
         self._settled: set[nn.Parameter] = set()  # whose state has its home
         self._homes: dict[_Key, Slab] = {}
         # The group dictionaries and the state are shared with the wrapped optimizer, so that a scheduler which changes
@@ -66,14 +90,33 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
         Args:
             closure: evaluated once, before the update, if given.
+
+        Raises:
+            Unstreamable: the streamer of its model is closed.
         """
-        if self._engine is None or not self._by_units:
+        if self._engine is None:
+            raise Unstreamable(
+                f"this optimizer ({type(self._inner).__name__}) belongs to a streamer that is closed",
+                hint="make a plain optimizer, or one of a new streamer, and give it this one's state: "
+                "new.load_state_dict(old.state_dict())",
+            )
+        if not self._by_units:
             return self._step_whole(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for unit, members in self._by_unit():
+        members_of = self._by_unit()
+        if self._host is not None:
+            members_of = self._start_on_host(members_of, self._host)
+        if GUARD.resting:
+            if all(
+                one[1] in self._settled for unit, members in members_of for one in members if unit is not None
+            ):
+                self._step([one for _, members in members_of for one in members])
+                return loss
+            GUARD.wake()
+        for unit, members in members_of:
             settled = [one for one in members if unit is None or one[1] in self._settled]
             fresh = [one for one in members if unit is not None and one[1] not in self._settled]
             if settled:
@@ -84,7 +127,15 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's `state_dict`, its tensors in host memory (the streamed ones share the host copy)."""
-        saved = super().state_dict()
+        self.finish()
+        own = dict(self.state)
+        for parameter, master in self._masters.items():
+            self.state[parameter] = self.state.get(parameter, {}) | master
+        try:
+            saved = super().state_dict()
+        finally:
+            self.state.clear()
+            self.state.update(own)
         saved["state"] = {
             number: {name: self._on_host(value) for name, value in state.items()}
             for number, state in saved["state"].items()
@@ -96,9 +147,11 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
         The state goes to host memory parameter by parameter; the device never holds more than one parameter's.
         """
+        self.finish()
         if self._engine is None:
             super().load_state_dict(state_dict)
             return
+        GUARD.wake()
         parameters = [p for group in self.param_groups for p in group["params"]]
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             if len(group["params"]) != len(saved["params"]):
@@ -108,21 +161,27 @@ class StreamedOptimizer(torch.optim.Optimizer):
         loaded: dict[int | None, list[nn.Parameter]] = {}
         with GUARD.own_work():
             self.state.clear()
+            self._masters.clear()
             self._settled.clear()
             for parameter, number in zip(parameters, numbers, strict=True):
                 if number in state_dict["state"]:
+                    entries = dict(state_dict["state"][number])
+                    if MASTER in entries:
+                        self._masters[parameter] = {MASTER: entries.pop(MASTER).detach().to("cpu", copy=True)}
                     self.state[parameter] = {
                         name: self._loaded(parameter, number, name, value, state_dict["param_groups"])
-                        for name, value in state_dict["state"][number].items()
+                        for name, value in entries.items()
                     }
                     loaded.setdefault(self._engine.unit_of.get(parameter), []).append(parameter)
             for unit, members in loaded.items():
-                if unit is not None:
+                if unit is not None and self._host is None:
                     self._adopt_state(unit, members)
 
     def release(self) -> None:
-        """Become a plain optimizer: tensors in host memory, nothing streamed."""
-        for state in self.state.values():
+        """End with the streamer: no more steps; `state_dict()` still works, all its tensors in host memory."""
+        if self._host is not None:
+            self._host.close()
+        for state in (*self.state.values(), *self._masters.values()):
             for name, value in state.items():
                 state[name] = self._on_host(value)
         self._engine = None
@@ -133,10 +192,54 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
     # ---- one step -----------------------------------------------------------------------------------
 
-    def _by_unit(self) -> list[tuple[int | None, list[_Member]]]:
+    @property
+    def host_bytes(self) -> int:
+        """Host memory of state that is in no slab."""
+        if self._host is None:
+            return 0
+        entries = [
+            value for state in (*self.state.values(), *self._masters.values()) for value in state.values()
+        ]
+        return sum(value.nbytes for value in entries if isinstance(value, torch.Tensor))
+
+    def finish(self) -> None:
+        """Return once no update is under way.
+
+        Raises:
+            Exception: whatever an update on the host raised since this was called last.
+        """
+        if self._host is not None and self._engine is not None:
+            self._host.finish()
+            for parameter in [one for one, state in self.state.items() if not state]:
+                del self.state[parameter]  # made for a thread to fill
+
+    def _start_on_host(
+        self, by_unit: list[tuple[int | None, list[Member]]], host: HostSteps
+    ) -> list[tuple[int | None, list[Member]]]:
+        """Hand over what the host can update; returns the rest, which always stays on the device."""
+        units: dict[int, list[Member]] = {}
+        rest: list[Member] = []
+        GUARD.wake()
+        with GUARD.own_work():
+            host.finish()
+            for unit, members in by_unit:
+                for member in members:
+                    if unit is None or not host.takes(member[1]):
+                        rest.append(member)
+                    else:
+                        units.setdefault(unit, []).append(member)
+            for members in units.values():
+                for _, parameter in members:
+                    if self._wants_master(parameter) and parameter not in self._masters:
+                        self._masters[parameter] = {MASTER: host.weight(parameter).to(self._master_dtype)}
+            masters = {parameter: entry[MASTER] for parameter, entry in self._masters.items()}
+            host.start(units, self.state, masters)
+        return [(None, rest)] if rest else []
+
+    def _by_unit(self) -> list[tuple[int | None, list[Member]]]:
         """The parameters that have a gradient, with their groups: those of no unit first, then unit by unit."""
         assert self._engine is not None
-        split: dict[int | None, list[_Member]] = {}
+        split: dict[int | None, list[Member]] = {}
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -144,57 +247,90 @@ class StreamedOptimizer(torch.optim.Optimizer):
                     split.setdefault(unit, []).append((group, parameter))
         return sorted(split.items(), key=lambda item: -1 if item[0] is None else item[0])
 
-    def _step(self, members: Iterable[_Member]) -> None:
+    def _step(self, members: Iterable[Member]) -> None:
         """Let the wrapped optimizer step `members` and nothing else."""
         groups: dict[int, dict[str, Any]] = {}
+        twins: dict[nn.Parameter, nn.Parameter] = {}
         for group, parameter in members:
-            groups.setdefault(id(group), {**group, "params": []})["params"].append(parameter)
+            target = parameter
+            if self._wants_master(parameter):
+                target = twins[parameter] = self._master_of(parameter)
+                self.state[target] = self.state.get(parameter, {})
+            groups.setdefault(id(group), {**group, "params": []})["params"].append(target)
         everything = self._inner.param_groups
         self._inner.param_groups = list(groups.values())
         try:
             self._inner.step()
         finally:
             self._inner.param_groups = everything
+            for parameter, twin in twins.items():
+                state = self.state.pop(twin)
+                if state:
+                    self.state[parameter] = state
+        with torch.no_grad():
+            for parameter, twin in twins.items():
+                parameter.copy_(twin)
 
-    def _step_unit(self, unit: int | None, members: list[_Member]) -> None:
+    def _wants_master(self, parameter: nn.Parameter) -> bool:
+        wanted = self._master_dtype
+        return wanted is not None and parameter.dtype != wanted and parameter.is_floating_point()
+
+    def _master_of(self, parameter: nn.Parameter) -> nn.Parameter:
+        """A parameter on the master weight of `parameter`, made now if there is none yet, with its gradient."""
+        dtype, gradient = self._master_dtype, parameter.grad
+        assert dtype is not None
+        assert gradient is not None
+        if parameter not in self._masters:
+            self._masters[parameter] = {MASTER: parameter.detach().to(dtype)}
+        twin = nn.Parameter(self._masters[parameter][MASTER])
+        twin.grad = gradient.detach().to(dtype)
+        return twin
+
+    def _entries(self, parameter: nn.Parameter) -> list[tuple[dict[str, Any], str]]:
+        """Where each tensor of the state of `parameter` is: a dictionary and the name in it."""
+        stores = (self.state.get(parameter, {}), self._masters.get(parameter, {}))
+        return [(store, name) for store in stores for name in store]
+
+    def _step_unit(self, unit: int | None, members: list[Member]) -> None:
         engine = self._engine
-        if engine is not None and unit is not None:
+        assert engine is not None
+        if unit is not None:
             gradients = [slab for slab in engine.gradients.get(unit, ()) if slab.outside_holders()]
+            GUARD.settle(engine)  # what has died since the last operator is room for these
             with GUARD.own_work():
                 engine.require([engine.weights[unit], *gradients, *self._homes_of(members)])
         self._step(members)
 
-    def _homes_of(self, members: list[_Member]) -> dict[Slab, None]:
+    def _homes_of(self, members: list[Member]) -> dict[Slab, None]:
         return {
             self._homes[parameter, name]: None
             for _, parameter in members
-            for name in self.state[parameter]
+            for _, name in self._entries(parameter)
             if (parameter, name) in self._homes
         }
 
-    def _first_step(self, unit: int, members: list[_Member]) -> None:
+    def _first_step(self, unit: int, members: list[Member]) -> None:
         """Parameter by parameter, so that fresh state never takes more of the device than one parameter's."""
         for member in members:
             self._step([member])
             with GUARD.own_work():
-                state = self.state[member[1]]
-                for name in state:
-                    if _is_streamed(state, name):
-                        state[name] = state[name].to("cpu", copy=True)
+                for store, name in self._entries(member[1]):
+                    if _is_streamed(store, name):
+                        store[name] = store[name].to("cpu", copy=True)
         with GUARD.own_work():
             self._adopt_state(unit, [parameter for _, parameter in members])
 
     def _step_whole(self, closure: Callable[[], Any] | None) -> Any:
         self._inner.param_groups = self.param_groups
         loss = self._inner.step(closure) if closure is not None else self._inner.step()
-        if self._engine is not None:
-            by_unit: dict[int, list[nn.Parameter]] = {}
-            for parameter, unit in self._engine.unit_of.items():
-                if parameter in self.state:
-                    by_unit.setdefault(unit, []).append(parameter)
-            with GUARD.own_work():
-                for unit, parameters in by_unit.items():
-                    self._adopt_state(unit, parameters)
+        assert self._engine is not None
+        by_unit: dict[int, list[nn.Parameter]] = {}
+        for parameter, unit in self._engine.unit_of.items():
+            if parameter in self.state:
+                by_unit.setdefault(unit, []).append(parameter)
+        with GUARD.own_work():
+            for unit, parameters in by_unit.items():
+                self._adopt_state(unit, parameters)
         return loss
 
     # ---- where the state is -------------------------------------------------------------------------
@@ -205,26 +341,27 @@ class StreamedOptimizer(torch.optim.Optimizer):
         assert engine is not None
         self._settled.update(parameters)
         homeless: dict[_Key, torch.Tensor] = {}
+        stores: dict[_Key, dict[str, Any]] = {}
         for parameter in parameters:
-            state = self.state[parameter]
-            for name in state:
-                if not _is_streamed(state, name) or GUARD.place_of(state[name]) is not None:
+            for store, name in self._entries(parameter):
+                if not _is_streamed(store, name) or GUARD.place_of(store[name]) is not None:
                     continue
                 slab, key = self._homes.get((parameter, name)), (parameter, name)
-                if slab is not None and _looks_like(state[name], slab.views[key]):
+                if slab is not None and _looks_like(store[name], slab.views[key]):
                     engine.before_host_use(slab, to_write=True)
-                    slab.host_view(key).copy_(state[name])
+                    slab.host_view(key).copy_(store[name])
                     engine.wrote_host(slab)
-                    state[name] = slab.views[key]
+                    store[name] = slab.views[key]
                 else:
-                    homeless[key] = state[name]
+                    homeless[key] = store[name]
+                    stores[key] = store
         if homeless:
             slab = engine.add_slab(unit, "state", homeless)
-            slab.ensure_host(engine.device).zero_()
+            slab.ensure_host(engine.home).zero_()
             self._homes.update(dict.fromkeys(homeless, slab))
             for key, value in homeless.items():
                 slab.host_view(key).copy_(value)
-                self.state[key[0]][key[1]] = slab.views[key]
+                stores[key][key[1]] = slab.views[key]
 
     def _loaded(
         self, parameter: nn.Parameter, number: int, name: str, value: Any, groups: list[dict[str, Any]]
@@ -233,9 +370,8 @@ class StreamedOptimizer(torch.optim.Optimizer):
         if not isinstance(value, torch.Tensor):
             return value
         if value.numel() > 1 and name != "step":
-            return value.detach().to(
-                "cpu", parameter.dtype if parameter.is_floating_point() else None, copy=True
-            )
+            dtype = self._master_dtype if self._wants_master(parameter) else parameter.dtype
+            return value.detach().to("cpu", dtype if parameter.is_floating_point() else None, copy=True)
         return self._process_value_according_to_param_policy(parameter, value, number, groups, name).clone()
 
     @staticmethod

@@ -14,16 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.device import Copy
 from superpipe_cluster.streaming.storages import holders, storage_key
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from superpipe_cluster.streaming.homes import Home
 
 Part = Literal["weights", "gradients", "state"]
 
 _ALIGNMENT = 256  # bytes; what CUDA kernels may assume of a fresh allocation
+#: What is copied through staging buffers is copied in pieces of this size.
+PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,10 @@ class Slab:
         nbytes: bytes it takes on the device and in host memory, alignment included.
         flat: device bytes, `uint8[nbytes]`; the storage is empty while the slab is away.
         views: key (a parameter, or a parameter and a state name) -> tensor that is a view of `flat`'s storage.
+        pieces: all of `flat`, in order, in tensors of at most `PIECE_BYTES`.
         storage_key: identity of the device storage, the same for every view of it.
         dirty: the device bytes are newer than the host's.
+        host_work: what a thread is doing with the host copy; to be waited for before that is read or written.
         ready: whether operators may read it now: on the device, arrived, and in the group that runs.
     """
 
@@ -60,6 +69,7 @@ class Slab:
         self.host: torch.Tensor | None = None
         self.loading: Copy | None = None
         self.storing: Copy | None = None
+        self.host_work: Future[None] | None = None
         self._places: dict[Any, _Place] = {}
         offset = 0
         for key, tensor in tensors.items():
@@ -71,6 +81,7 @@ class Slab:
             self.flat = torch.empty(offset, dtype=torch.uint8, device=device)
             # Views must be made while the storage has its size; it is emptied at once.
             self.views = {key: _view(self.flat, place) for key, place in self._places.items()}
+            self.pieces = [self.flat] if offset <= PIECE_BYTES else list(self.flat.split(PIECE_BYTES))
         self.flat.untyped_storage().resize_(0)
         self.storage_key = storage_key(self.flat)
         self._own_holders = holders(self.storage_key)
@@ -82,21 +93,25 @@ class Slab:
         return self.flat.untyped_storage().nbytes() > 0
 
     @property
-    def host_bytes(self) -> int:
-        """Bytes of the host copy."""
-        return 0 if self.host is None else self.host.numel()
+    def offsets(self) -> dict[Any, int]:
+        """Where the tensor of each key starts, in bytes."""
+        return {key: place.offset_bytes for key, place in self._places.items()}
 
-    def ensure_host(self, device: Device) -> torch.Tensor:
+    def ensure_host(self, home: Home) -> torch.Tensor:
         """The host copy, made now if there is none yet."""
         if self.host is None:
             with torch.inference_mode(False):
-                self.host = device.host_buffer(self.nbytes)
+                self.host = home.give(self)
         return self.host
 
     def host_view(self, key: Any) -> torch.Tensor:
         """The host copy's tensor for `key`; shares memory with the host copy."""
         assert self.host is not None
-        return _view(self.host, self._places[key])
+        return self.view_on(self.host, key)
+
+    def view_on(self, memory: torch.Tensor, key: Any) -> torch.Tensor:
+        """The tensor for `key` on other memory of this slab's layout, `uint8[nbytes]`."""
+        return _view(memory, self._places[key])
 
     def on_host(self, tensor: torch.Tensor) -> torch.Tensor:
         """The host copy's twin of `tensor`, which is any view of this slab; shares memory with the host copy."""
@@ -110,6 +125,12 @@ class Slab:
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is a view of this slab."""
         return tensor.layout is torch.strided and storage_key(tensor) == self.storage_key
+
+    def wait_for_host(self) -> None:
+        """Return once nobody works on the host copy any more; if that failed, whoever started it tells."""
+        if self.host_work is not None:
+            work, self.host_work = self.host_work, None
+            work.exception()
 
     # ---- who else holds it ------------------------------------------------------------------------
 

@@ -33,6 +33,21 @@ def tensors_on(tensor: torch.Tensor) -> int:
     return holders(storage_key(tensor)) - _HOLDERS_OF_ONE + 1
 
 
+def give_memory(tensor: torch.Tensor, memory: torch.Tensor) -> None:
+    """Make `tensor` (a parameter, a buffer) mean `memory`; it stays the same object, also if it was on `meta`."""
+    if tensor.is_meta and not memory.is_meta:
+        kept = vars(tensor)
+        new = (
+            nn.Parameter(memory, tensor.requires_grad)
+            if isinstance(tensor, nn.Parameter)
+            else memory.detach()
+        )
+        torch.utils.swap_tensors(tensor, new)
+        vars(tensor).update(kept)
+    else:
+        tensor.data = memory
+
+
 def is_gradient_shared(parameter: torch.Tensor) -> bool:
     """Whether anything but `parameter` keeps its gradient, or memory of it, alive."""
     return tensors_on(_gradient(parameter)) > 1 or sys.getrefcount(parameter.grad) > _REFERENCES_OF_GRADIENT

@@ -1,31 +1,33 @@
-"""The public face of the runtime: `stream(model, ...)` and the `Streamer` it returns.
+"""The `Streamer`: a model under streaming, from `stream()` to `close()`.
 
-Owns the life of a streamed model: taking it over, hooks, statistics, giving it back.
+Owns what can be asked of it, statistics, and giving the model back. How it is taken over is in `opening`.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from superpipe_cluster.errors import BadInput, BudgetTooSmall, Unstreamable
-from superpipe_cluster.streaming.cuda_device import CudaDevice
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.errors import Unstreamable
+from superpipe_cluster.sizes import bytes_of
+from superpipe_cluster.streaming.budget import Terms, check_counts, policy_for, window_of
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.entrance import Hangings
 from superpipe_cluster.streaming.exits import guard_exits, release_exits
 from superpipe_cluster.streaming.guard import GUARD
+from superpipe_cluster.streaming.host_steps import Where
+from superpipe_cluster.streaming.offload import Offload
 from superpipe_cluster.streaming.optimizer import StreamedOptimizer
-from superpipe_cluster.streaming.schedule import POLICIES, PolicyName, make_policy
 from superpipe_cluster.streaming.storages import storage_key
-from superpipe_cluster.streaming.units import Partition, partition
-from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
+from superpipe_cluster.streaming.units import Partition
+
+Activations = Literal["keep", "recompute", "offload"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class StreamStats:
         peak_units: most units whose weights were on the device at once.
         held_bytes: bytes in use now.
         model_bytes: bytes of all parameters and buffers.
-        host_bytes: host memory of all master copies.
+        host_bytes: RAM of all master copies, of buffers on their way, and of offloaded activations.
+        shared_bytes: how many of these are in copies that other processes use as well, or could.
+        disk_bytes: bytes of master copies in files.
         surprises: accesses that came otherwise than foreseen.
     """
 
@@ -62,6 +66,8 @@ class StreamStats:
     held_bytes: int
     model_bytes: int
     host_bytes: int
+    shared_bytes: int
+    disk_bytes: int
     surprises: int
 
 
@@ -71,19 +77,27 @@ class Streamer:
     A model that dies while it is streamed is closed by that.
     """
 
-    def __init__(self, model: nn.Module, engine: Engine, parts: Partition, k: int, k_prime: int) -> None:
+    def __init__(
+        self, model: nn.Module, engine: Engine, parts: Partition, terms: Terms, activations: Activations
+    ) -> None:
         self.model = model
-        self.k_prime = k_prime
-        self._k = k
         self._engine = engine
-        self._optimizers: list[StreamedOptimizer] = []
+        self._parts = parts
+        self._terms = terms
+        self._followers: list[StreamedOptimizer | Offload] = []  # end with the streaming
         self._units = len(parts.units)
         self._resident_bytes = sum(tensor.nbytes for tensor in parts.resident.values())
         self._model_bytes = self._resident_bytes + sum(unit.nbytes for unit in parts.units)
         guard_exits()
-        self._hangings = Hangings(model, engine)
+        self._offload = Offload(engine, parts.resident.values()) if activations == "offload" else None
+        if self._offload is not None:
+            self._followers.append(self._offload)
+        recomputed = (
+            {unit.name for unit in parts.units if unit.is_block} if activations == "recompute" else ()
+        )
+        self._hangings = Hangings(model, engine, recomputed, self._offload)
         # Nothing that the guard reaches refers to the model or to this object, so both can die.
-        self._give_back = weakref.finalize(model, _give_back, engine, self._optimizers)
+        self._give_back = weakref.finalize(model, give_back, engine, self._followers)
         self._give_back.atexit = False
 
     @property
@@ -94,17 +108,29 @@ class Streamer:
     # ---- use ------------------------------------------------------------------------------------------
 
     def optimizer(
-        self, kind: type[torch.optim.Optimizer], params: Iterable[Any] | None = None, **options: Any
+        self,
+        kind: type[torch.optim.Optimizer],
+        params: Iterable[Any] | None = None,
+        *,
+        where: Where = "on_device",
+        master_weights: torch.dtype | None = None,
+        **options: Any,
     ) -> StreamedOptimizer:
         """An optimizer over the model's trainable parameters that steps unit by unit.
 
         Args:
             kind: an element-wise `torch.optim` class, for instance `torch.optim.AdamW`.
             params: parameters or parameter groups; default: every parameter that requires a gradient.
+            where: `on_device`: the state is streamed like the weights, and the bits are those of a plain optimizer on
+                the device. `on_host`: the state stays in host memory and threads compute there, while the program goes
+                on; the bits are those of a plain optimizer over tensors in host memory.
+            master_weights: step copies of the weights in this type (`torch.float32` for a model in bfloat16), which
+                become part of the state.
             **options: passed to `kind`.
 
         Raises:
             Unstreamable: `kind` calls the model in the middle of its step, or the streamer is closed.
+            BadInput: a keyword has no meaning.
         """
         if not self._give_back.alive:
             raise Unstreamable(
@@ -112,19 +138,50 @@ class Streamer:
             )
         chosen = [p for p in self.model.parameters() if p.requires_grad] if params is None else params
         self._hangings.watch_gradients()
-        optimizer = StreamedOptimizer(self._engine, kind, chosen, options)
-        self._optimizers.append(optimizer)
+        optimizer = StreamedOptimizer(self._engine, kind, chosen, options, where, master_weights)
+        self._followers.append(optimizer)
         return optimizer
+
+    def resize(self, budget: int | str | None = None, *, k: int | None = None) -> None:
+        """Put another budget in force, now: what does not fit it leaves, what fits comes as it is needed.
+
+        May be called at any moment between two operators, from any thread; results do not change by a bit. While the
+        guard rests (everything is on the device, and no budget was set), a call from another thread than the one that
+        runs the model takes effect at the start of its next step.
+
+        Args:
+            budget: device bytes, or a size like `"6GiB"`; None for no limit in bytes.
+            k: units on the device at once; None for as many as fit.
+
+        Raises:
+            BudgetTooSmall: it cannot hold the largest unit, or what a moment of the last steps needed. The error names
+                the bytes needed, and nothing has changed.
+            Unstreamable: the streamer is closed.
+            BadInput: no size.
+        """
+        if not self._give_back.alive:
+            raise Unstreamable("this streamer is closed", hint="stream() the model again with the new budget")
+        budget_bytes = None if budget is None else bytes_of(budget)
+        check_counts(budget=budget_bytes, k=k)
+        terms = replace(self._terms, k=k)
+        GUARD.settle(self._engine)
+        self._engine.check_budget(budget_bytes)
+        policy = policy_for(self._parts, self._engine.device, budget_bytes, terms)
+        GUARD.when_awake(partial(self._engine.resize, budget_bytes, k, policy))
+        self._terms = terms
 
     def stats(self) -> StreamStats:
         """What has happened so far."""
         engine, device = self._engine, self._engine.device
         if self._give_back.alive:
+            if self._offload is not None:
+                self._offload.tidy()
             GUARD.settle(engine)
+        k, k_prime = window_of(self._parts, device.overhead_bytes, device.budget_bytes, self._terms)
         return StreamStats(
             units=self._units,
-            k=self._k,
-            k_prime=self.k_prime,
+            k=k,
+            k_prime=k_prime,
             loads=engine.loads,
             h2d_bytes=device.h2d_bytes,
             d2h_bytes=device.d2h_bytes,
@@ -134,7 +191,9 @@ class Streamer:
             peak_units=engine.peak_units,
             held_bytes=device.used_bytes(),
             model_bytes=self._model_bytes,
-            host_bytes=engine.host_bytes,
+            host_bytes=engine.host_bytes + sum(one.host_bytes for one in self._followers),
+            shared_bytes=engine.home.shared_bytes,
+            disk_bytes=engine.home.disk_bytes,
             surprises=engine.order.surprises,
         )
 
@@ -146,10 +205,14 @@ class Streamer:
         if not self._give_back.alive:
             return
         self._hangings.remove()
-        self._give_back()
-        for tensor in (*self.model.parameters(), *self.model.buffers()):
-            _move(tensor, torch.device("cpu"))  # what always stayed on the device
-        GUARD.leave_if_idle()
+        try:
+            for follower in self._followers:
+                follower.finish()
+        finally:
+            self._give_back()
+            for tensor in (*self.model.parameters(), *self.model.buffers()):
+                move(tensor, torch.device("cpu"))  # what always stayed on the device
+            GUARD.leave_if_idle()
 
     def __enter__(self) -> Streamer:
         return self
@@ -158,20 +221,20 @@ class Streamer:
         self.close()
 
 
-def _give_back(engine: Engine, optimizers: Iterable[StreamedOptimizer] = ()) -> None:
+def give_back(engine: Engine, followers: Iterable[StreamedOptimizer | Offload] = ()) -> None:
     """End the streaming of `engine`: parameters, gradients and the optimizers' state are ordinary host memory again."""
     with GUARD.own_work(), torch.inference_mode(False):
         engine.flush()
-        engine.device.finish()
-        for optimizer in optimizers:
-            optimizer.release()
+        engine.home.finish()
+        for follower in followers:
+            follower.release()
         gradient_slabs = {slab.storage_key: slab for slabs in engine.gradients.values() for slab in slabs}
         for parameter, unit in engine.unit_of.items():
             gradient = parameter.grad
             if gradient is not None and gradient.layout is torch.strided:
                 slab = gradient_slabs.get(storage_key(gradient))
                 if slab is not None:
-                    slab.ensure_host(engine.device)
+                    slab.ensure_host(engine.home)
                     gradient = slab.on_host(gradient)
             if engine.weights[unit].has(parameter):
                 parameter.grad = None  # it has to be where the parameter is
@@ -184,158 +247,9 @@ def _give_back(engine: Engine, optimizers: Iterable[StreamedOptimizer] = ()) -> 
     engine.device.close()
 
 
-def stream(
-    model: nn.Module,
-    budget: int | None = None,
-    device: str | torch.device | VirtualDevice = "cpu",
-    *,
-    k: int | None = None,
-    k_prime: int | None = None,
-    policy: PolicyName = "optimal",
-    poison: bool = False,
-) -> Streamer:
-    """Stream `model`: it stays the same object and is used as before, with only a part of it on the device.
-
-    Args:
-        model: any module, its parameters in host memory or on a device.
-        budget: device bytes for everything (weights, gradients, optimizer state, activations, what always stays).
-        device: `"cuda:0"`, `"cpu"`, or a `VirtualDevice` with a capacity and a link speed.
-        k: units on the device at once, instead of or beside a budget; as in the Superpipeline paper, section 3.2.3.
-        k_prime: units per transfer batch; default 1 (`sliding`: half of k).
-        policy: `optimal`, or one of the baselines `sliding`, `naive`, `whole`.
-        poison: fill bytes that must not be read with NaN (virtual devices; for tests).
-
-    Returns:
-        The streamer. Call its `close()` to get a plain module back.
-
-    Raises:
-        BudgetTooSmall: the budget cannot hold the largest unit; the error names the bytes needed.
-        Unstreamable: the model has parameters without data, or is streamed already.
-        BadInput: a keyword has no meaning.
-    """
-    _check_keywords(model, budget, k, k_prime, policy)
-    opened = _open_device(device, budget, poison=poison)
-    try:
-        parts = partition(model, opened.torch_device)
-        window_k, batch = _window(parts, opened, k, k_prime, policy)
-        chosen = make_policy(policy, k=window_k, k_prime=batch, in_flight=opened.batches_in_flight)
-    except BaseException:
-        opened.close()
-        raise
-    engine = Engine(opened, chosen, max_units=k)
-    GUARD.attach(engine)
-    try:
-        # The slabs outlive an inference mode of the caller's: they must be ordinary tensors.
-        with GUARD.own_work(), torch.inference_mode(False):
-            for tensor in parts.resident.values():
-                opened.charge(tensor.nbytes)
-                _move(tensor, opened.torch_device)
-            engine.take_over(parts.units)
-        streamer = Streamer(model, engine, parts, window_k, batch)
-    except BaseException:
-        _give_back(engine)
-        for tensor in parts.resident.values():
-            _move(tensor, torch.device("cpu"))
-        raise
-    GUARD.join()  # not inside the `with` above: leaving it would undo that
-    return streamer
-
-
-def _move(tensor: torch.Tensor, device: torch.device) -> None:
+def move(tensor: torch.Tensor, device: torch.device) -> None:
     """Move `tensor` and its gradient in place."""
     if tensor.device.type != device.type:
         gradient, tensor.grad = tensor.grad, None
         tensor.data = tensor.data.to(device)
         tensor.grad = None if gradient is None else gradient.to(device)
-
-
-def _check_keywords(
-    model: nn.Module, budget: int | None, k: int | None, k_prime: int | None, policy: str
-) -> None:
-    if policy not in POLICIES:
-        raise BadInput(f"no streaming policy is called {policy!r}", hint=f"use one of {', '.join(POLICIES)}")
-    for name, value in (("budget", budget), ("k", k), ("k_prime", k_prime)):
-        if value is not None and value < 1:
-            raise BadInput(
-                f"{name} must be at least 1, not {value}", hint=f"leave {name} out to have it chosen"
-            )
-    if k is not None and k_prime is not None and k_prime > k:
-        raise BadInput(f"k_prime ({k_prime}) cannot be larger than k ({k})", hint=f"use k_prime={k} or less")
-    _check_model(model)
-
-
-def _check_model(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if is_lazy(tensor) or tensor.is_meta:
-            raise Unstreamable(
-                f"{name} has no data yet",
-                hint="materialise the model first (run a lazy module once, load weights into a meta model)",
-            )
-        if isinstance(tensor, nn.Parameter) and tensor.is_inference():
-            raise Unstreamable(
-                f"{name} was made in inference mode, where torch forbids what training needs",
-                hint="build and load the model outside torch.inference_mode()",
-            )
-        if GUARD.place_of(tensor) is not None:
-            raise Unstreamable(f"{name} is being streamed already", hint="close() its streamer first")
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            raise Unstreamable(
-                f"{name or 'the model'} is TorchScript, whose fused kernels read weights unseen",
-                hint="stream the Python module that it was made from",
-            )
-
-
-def _window(
-    parts: Partition, device: Device, k: int | None, k_prime: int | None, policy: PolicyName
-) -> tuple[int, int]:
-    """`k` and `k_prime` in force; refuses a budget in which not even one unit can run."""
-    sizes = sorted(unit.nbytes for unit in parts.units)
-    fits, budget = len(sizes), device.budget_bytes
-    if budget is not None:
-        resident = device.overhead_bytes + sum(tensor.nbytes for tensor in parts.resident.values())
-        largest = max(
-            (
-                unit.nbytes + sum(p.nbytes for p in unit.parameters.values() if p.requires_grad)
-                for unit in parts.units
-            ),
-            default=0,
-        )
-        everything = sum(sizes) + resident
-        needed = everything if policy == "whole" else resident + largest
-        if needed > budget:
-            what = "the whole model" if policy == "whole" else "its largest unit with its gradients"
-            raise BudgetTooSmall(
-                f"the budget of {budget} bytes cannot hold {what}: at least {needed} bytes are needed, "
-                "activations not counted",
-                needed_bytes=needed,
-                hint=f"give more than {needed} bytes",
-            )
-        room, fits = budget - resident, 0
-        for size in sizes:
-            if size > room:
-                break
-            room -= size
-            fits += 1
-    window = max(1, min(fits, k if k is not None else fits))
-    if k_prime is not None:
-        return window, min(k_prime, window)
-    return window, max(1, window // 2) if policy == "sliding" else 1
-
-
-def _open_device(
-    device: str | torch.device | VirtualDevice, budget_bytes: int | None, *, poison: bool = False
-) -> CpuDevice | CudaDevice:
-    """The device meant by `device`, with its budget in force.
-
-    Raises:
-        Unstreamable: no such kind of device, or it is not there.
-    """
-    if isinstance(device, VirtualDevice):
-        return CpuDevice(device, budget_bytes, poison=poison)
-    torch_device = torch.device(device)
-    if torch_device.type == "cpu":
-        return CpuDevice(VirtualDevice(), budget_bytes, poison=poison)
-    if torch_device.type == "cuda":
-        return CudaDevice(torch_device, budget_bytes)
-    raise Unstreamable(f"cannot stream to a {torch_device.type!r} device", hint='use "cuda:0" or "cpu"')

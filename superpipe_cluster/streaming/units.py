@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -18,6 +18,9 @@ from superpipe_cluster.streaming.storages import storage_key, tensors_on
 
 #: A repeated block that holds more than this share of all bytes is opened if it has repeated blocks inside.
 _LARGEST_BLOCK = 0.25
+#: What is trained of frozen units (adapters, biases) stays on the device if it is at most this share of all bytes; its
+#: gradients and optimizer state, which are about three times as much, then stay there as well.
+_RESIDENT_ADAPTERS = 0.02
 #: A model without repeated blocks is cut into about this many units.
 _UNITS_WITHOUT_BLOCKS = 16
 
@@ -29,10 +32,12 @@ class Unit:
     Attributes:
         name: qualified name of its module, or `first..last` for a run of modules.
         parameters: qualified name -> parameter, each parameter in one unit only.
+        is_block: whether it is one of several repeated blocks; `name` is then a module's.
     """
 
     name: str
     parameters: dict[str, nn.Parameter] = field(default_factory=dict)
+    is_block: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +59,9 @@ def partition(model: nn.Module, device: torch.device | None = None) -> Partition
     Repeated blocks (children of one class in a `ModuleList`, `Sequential` or any other container) are one unit each; a
     block that is large and itself holds repeated blocks is opened. What lies outside blocks (embeddings, norms, heads,
     parameters owned by containers) is gathered, in order of registration, into units of about the size of a block.
+
+    The trained parameters of a mostly frozen unit (adapters) stay on the device if they are few, and else are units of
+    their own, so that the frozen ones never have to be copied back.
 
     Buffers stay on the device, and so do parameters that are no plain dense tensors or that share their storage with
     another parameter object (a parameter object used in several places is simply one parameter). On the device where
@@ -80,13 +88,39 @@ def partition(model: nn.Module, device: torch.device | None = None) -> Partition
     for piece in pieces:
         if piece.is_block:
             close_run()
-            units.append(Unit(piece.name, piece.parameters))
+            units.append(Unit(piece.name, piece.parameters, is_block=True))
             continue
         if run and sum(one.nbytes for one in run) + piece.nbytes > target:
             close_run()
         run.append(piece)
     close_run()
-    return Partition(units, resident)
+    return Partition(_by_training(units, resident, total), resident)
+
+
+def _by_training(units: list[Unit], resident: dict[str, torch.Tensor], total: int) -> list[Unit]:
+    """`units` such that a frozen base is not copied back for the few parameters in it that are trained.
+
+    What is trained of mostly frozen units is added to `resident` if it is little, and else has units of its own.
+    """
+    adapters: dict[str, dict[str, nn.Parameter]] = {}
+    for unit in units:
+        trained = {name: one for name, one in unit.parameters.items() if one.requires_grad}
+        if trained and 2 * sum(one.nbytes for one in trained.values()) < unit.nbytes:
+            adapters[unit.name] = trained
+    nbytes = sum(one.nbytes for trained in adapters.values() for one in trained.values())
+    stay = nbytes <= _RESIDENT_ADAPTERS * total
+    split: list[Unit] = []
+    for unit in units:
+        trained = adapters.get(unit.name, {})
+        if not trained:
+            split.append(unit)
+            continue
+        split.append(replace(unit, parameters={n: p for n, p in unit.parameters.items() if n not in trained}))
+        if stay:
+            resident.update(trained)
+        else:
+            split.append(Unit(f"{unit.name} (trained)", trained))
+    return split
 
 
 @dataclass

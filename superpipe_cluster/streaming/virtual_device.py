@@ -67,11 +67,12 @@ class _VirtualCopy:
             began = time.perf_counter()
             self._arrived.wait()
             self._device.stall_s += time.perf_counter() - began
-        if self._error is not None:
-            raise RuntimeError("a copy over the virtual link failed") from self._error
+        self.finish()
 
     def finish(self) -> None:
-        self.wait()
+        self._arrived.wait()
+        if self._error is not None:
+            raise RuntimeError("a copy over the virtual link failed") from self._error
 
 
 class _Wire:
@@ -194,14 +195,6 @@ class CpuDevice(Device):
         return self._device_to_host.submit(_VirtualCopy(self, lambda: host.copy_(flat), host.numel()))
 
     @override
-    def host_buffer(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, device="cpu")
-
-    @override
-    def release_host_buffer(self, host: torch.Tensor) -> None:
-        pass
-
-    @override
     def used_bytes(self) -> int:
         return self._used
 
@@ -221,6 +214,14 @@ class CpuDevice(Device):
         self._used = used
         if used > self._peak:
             self._peak = used
+
+    @override
+    def ran_out(self) -> None:
+        pass  # its count is all there is of its memory
+
+    @override
+    def limits_itself(self) -> bool:
+        return self.budget_bytes is None
 
     @override
     def pace(self) -> None:

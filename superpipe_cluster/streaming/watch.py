@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch._C._dynamo import eval_frame
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _python_dispatch as modes
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -89,8 +90,19 @@ class Watch(TorchDispatchMode):
 
 
 def take_modes_off() -> list[TorchDispatchMode]:
-    """Take all modes off this thread's stack, the top one first."""
-    return [cast(TorchDispatchMode, modes._pop_mode()) for _ in range(torch._C._len_torch_dispatch_stack())]
+    """Take all modes off this thread's stack, the top one first.
+
+    But for that of tensors without memory (a forecast records under it): torch keeps it below all others, and without
+    it what is made meanwhile would take memory.
+    """
+    taken: list[TorchDispatchMode] = []
+    for _ in range(torch._C._len_torch_dispatch_stack()):
+        mode = cast(TorchDispatchMode, modes._pop_mode())
+        if isinstance(mode, FakeTensorMode):
+            modes._push_mode(mode)
+            break
+        taken.append(mode)
+    return taken
 
 
 def put_modes_on(taken: list[TorchDispatchMode]) -> None:

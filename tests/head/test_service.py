@@ -79,7 +79,7 @@ class Desk:
             self._wake,
         )
 
-    def _plan(self, job: spec.JobSpec, program: Path, *, cuda: bool) -> Plan | None:
+    def _plan(self, job: spec.JobSpec, program: Path, *, cuda: bool, device: object) -> Plan | None:
         assert program.is_file()
         self.planned.append(job)
         return self.plan

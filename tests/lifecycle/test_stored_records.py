@@ -62,7 +62,7 @@ def test_a_newer_record_loads_and_keeps_what_is_unknown_when_written_again(store
     record = JobRecord.model_validate_json(json.dumps(newer))
     changed = with_progress(record, Progress(step=41))
     written_again = json.loads(changed.model_dump_json())
-    assert written_again == {**newer, "step": 41}
+    assert {name: written_again[name] for name in newer} == {**newer, "step": 41}
 
 
 def test_a_newer_state_loads_and_nothing_is_done_to_it() -> None:

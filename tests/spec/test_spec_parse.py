@@ -57,6 +57,7 @@ optional = {
         optional={
             "gpu_memory": st.just("auto") | ranges,
             "host_memory": st.just("auto") | sizes.map(units.spell_bytes),
+            "host": st.sampled_from(["pinned", "shared", "disk"]),
             "cpus": counts,
         },
     ),
@@ -156,7 +157,12 @@ def test_no_data_makes_anything_but_a_job_or_a_clear_error(data: object, kind: s
 def test_a_dump_is_written_with_units() -> None:
     job = spec.parse({**TRAIN, "resources": {"gpu_memory": "1024MiB..24GiB"}, "time_limit": "90m"})
     dumped = spec.dump(job)
-    assert dumped["resources"] == {"gpu_memory": "1GiB..24GiB", "host_memory": "auto", "cpus": 1}
+    assert dumped["resources"] == {
+        "gpu_memory": "1GiB..24GiB",
+        "host_memory": "auto",
+        "host": "pinned",
+        "cpus": 1,
+    }
     assert dumped["time_limit"] == "1h30m"
 
 

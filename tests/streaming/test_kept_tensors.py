@@ -164,7 +164,6 @@ def test_weights_are_replaced() -> None:
                 parameter.data = weight
         flat = torch.cat([p.detach().clone().view(-1) for p in model.parameters()])
         torch.nn.utils.vector_to_parameters(flat * 0.5, model.parameters())
-        model.layers[2][0].weight = nn.Parameter(torch.ones(32, 16))
         return seen, model(batch(9)).detach()
 
     stats = assert_same_run(program)
@@ -210,12 +209,10 @@ def test_modules_come_and_go() -> None:
     assert_same_run(program)
 
 
-def test_converting_a_streamed_model_is_refused_at_the_next_step() -> None:
+def test_converting_one_weight_by_hand_is_refused_at_the_next_step() -> None:
     model = Blocks()
     with stream(model, k=2):
-        model.to("cpu")  # changes nothing
         model(batch())
-        model.double()
+        model.inside.weight.data = model.inside.weight.data.double()
         with pytest.raises(Unstreamable, match="float64"):
-            model(batch().double())
-    model(batch().double())  # closed: the conversion has taken place
+            model(batch())

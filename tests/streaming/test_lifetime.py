@@ -81,6 +81,9 @@ def test_training_goes_on_after_close_and_streams_again() -> None:
         optimizer = streamer.optimizer(AdamW, lr=0.1)
         actual = train(model, optimizer, 2, lambda m, step: mean_square(m, step))
     streamer.close()
+    plain_optimizer = AdamW(model.parameters(), lr=0.1)
+    plain_optimizer.load_state_dict(optimizer.state_dict())
+    optimizer = plain_optimizer
     actual += train(model, optimizer, 2, lambda m, step: mean_square(m, step + 2))
     with stream(model, k=2, poison=True) as again:
         actual += train(model, optimizer, 2, lambda m, step: mean_square(m, step + 4))

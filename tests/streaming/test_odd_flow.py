@@ -10,6 +10,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from streaming.twins import Blocks, assert_equal, assert_same_run, batch, mean_square, train
+from superpipe_cluster.errors import DeviceOutOfMemory
 from superpipe_cluster.streaming import stream
 
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
@@ -109,3 +110,23 @@ def test_an_operator_written_in_python_that_calls_a_module() -> None:
             return [block(model.inside(batch(seed))) for seed in range(3)]
 
     assert_same_run(program)
+
+
+def test_what_pressure_took_from_the_unit_that_runs_comes_back_beside_what_is_new() -> None:
+    budget = 24 << 10
+    model = Blocks()
+    with stream(model, budget, poison=True) as streamer:
+        optimizer = streamer.optimizer(AdamW, lr=0.1)
+        train(model, optimizer, 1)
+        mean_square(model, 1).backward()
+        weight = model.layers[2][0].weight
+        moment = optimizer.state[weight]["exp_avg"]
+        copies = [copy.deepcopy(one.detach()) for one in (weight, moment, weight.grad)]
+        model.layers[4](batch())  # away with it
+        with torch.no_grad():
+            weight.sum()
+            moment.sum()
+            with pytest.raises(DeviceOutOfMemory):
+                torch.empty(budget, dtype=torch.uint8)  # away with the weights, though their unit runs
+            assert_equal(torch.addcmul(*copies), torch.addcmul(weight, moment, weight.grad))
+        assert streamer.stats().peak_bytes <= budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -389,3 +390,46 @@ def test_functional_gradients() -> None:
         return torch.func.grad(loss)(parameters), torch.vmap(model)(batch()).detach()
 
     assert_same_run(program)
+
+
+class _Followed(nn.Module):
+    """A second set of weights follows the first as an average of it, each a unit away, in one operator over all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.leader = Blocks()
+        self.follower = copy.deepcopy(self.leader).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            if self.training:
+                torch._foreach_lerp_(list(self.follower.parameters()), list(self.leader.parameters()), 0.1)
+            expected = self.follower(x)
+        return self.leader(x) - expected
+
+
+def test_an_operator_over_pairs_of_units() -> None:
+    def program(model, make_optimizer):
+        return train(model, make_optimizer(torch.optim.AdamW, lr=0.02))
+
+    stats = assert_same_run(program, _Followed)
+    assert stats.loads > stats.units
+
+
+class _Mixed(Blocks):
+    """Its weights are read side by side: in one vector, in one stack, in one matrix that is wider."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = [layer[0].weight for layer in self.layers]
+        everything = torch.nn.utils.parameters_to_vector(self.parameters())
+        mean = torch.stack(weights, dim=1).mean(1)
+        wide = torch.cat([*weights, torch.empty(0)], dim=-1).tanh()
+        return super().forward(x) + (x @ mean.t() @ wide[:, :4]) * everything.square().mean()
+
+
+def test_weights_that_are_joined_need_not_fit_together() -> None:
+    def program(model, make_optimizer):
+        return train(model, make_optimizer(torch.optim.AdamW, lr=0.02))
+
+    stats = assert_same_run(program, _Mixed, k=1)
+    assert stats.loads > 3 * stats.units

@@ -88,7 +88,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_streamed_and_killed_training_ends_with_the_same_bits(undisturbed: Run, tmp_path: Path) -> None:
-    run = Run(tmp_path / "job", TRAIN, HALF)
+    run = Run(tmp_path / "job", {**TRAIN, "resources": {"host": "disk"}}, HALF)
     run.kill_at(run.start(), 9)
     run.kill_at(run.start(), 17)
     run.succeed()
@@ -113,7 +113,7 @@ def test_generation_goes_on_where_it_was_cut(undisturbed: Run, tmp_path: Path) -
     expected = (whole.output / "completions.jsonl").read_bytes()
     assert [json.loads(line)["index"] for line in expected.splitlines()] == list(range(7))
 
-    cut = Run(tmp_path / "cut", job, SMALL)
+    cut = Run(tmp_path / "cut", {**job, "resources": {"host": "shared"}}, SMALL)
     cut.output.mkdir()
     (cut.output / "completions.jsonl").write_bytes(expected[: len(expected) // 2])
     cut.succeed()

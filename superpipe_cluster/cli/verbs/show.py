@@ -10,6 +10,7 @@ import click
 from superpipe_cluster.api.views import EventView, JobDetail
 from superpipe_cluster.cli import render
 from superpipe_cluster.cli.options import open_client, output_option
+from superpipe_cluster.planning import Plan
 
 
 @click.command("show")
@@ -51,7 +52,7 @@ def _facts(job: JobDetail) -> Iterator[tuple[str, str]]:
         "model",
         f"{render.size(job.model_bytes)}, {render.size(job.host_bytes)} of RAM" if job.model_bytes else "",
     )
-    yield "peak", f"{render.size(job.peak_bytes)}, {job.peak_units} units" if job.peak_bytes else ""
+    yield from _against_forecast(job)
     yield "link", _link(job)
     yield "step", render.of(job.step, job.steps) if job.steps or job.step else ""
     yield "metrics", "  ".join(f"{name} {_figure(value)}" for name, value in sorted(job.metrics.items()))
@@ -64,6 +65,31 @@ def _facts(job: JobDetail) -> Iterator[tuple[str, str]]:
     yield "ran for", render.duration(render.elapsed_s(job, time.time())) if job.started_at is not None else ""
     yield "limit", render.duration(job.time_limit_s)
     yield "exit code", "" if job.exit_code is None else str(job.exit_code)
+
+
+def _against_forecast(job: JobDetail) -> Iterator[tuple[str, str]]:
+    """Peak and seconds of a step: measured, forecast, and the error of the forecast."""
+    try:
+        forecast = Plan.from_dict(job.plan).forecast if job.plan else None
+    except (KeyError, TypeError):  # a head of another version plans in other words
+        forecast = None
+    row = forecast.at(job.budget_bytes or job.budget_max_bytes) if forecast is not None else None
+    peak = f"{render.size(job.peak_bytes)}, {job.peak_units} units" if job.peak_bytes else ""
+    if row is None:
+        yield "peak", peak
+        yield "pace", f"{render.seconds(job.step_s)} per step" if job.step_s else ""
+        return
+    yield "peak", _compared(peak, job.peak_bytes, render.size(row.peak_bytes), row.peak_bytes)
+    # What a generating job calls a step is a prompt, and the forecast's is one forward.
+    pace = f"{render.seconds(job.step_s)} per step" if job.step_s and job.kind == "train" else ""
+    foreseen = f"{render.seconds(row.step_s)}, {render.slowdown(row.slowdown)}"
+    yield "pace", _compared(pace, job.step_s or 0.0, foreseen, row.step_s)
+
+
+def _compared(measured: str, value: float, foreseen: str, forecast: float) -> str:
+    if not measured:
+        return f"forecast {foreseen}"
+    return f"{measured}; forecast {foreseen}: {100 * (forecast / value - 1):+.1f} %"
 
 
 def _link(job: JobDetail) -> str:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import click
 
-from superpipe_cluster import bundled, spec
+from superpipe_cluster import spec
 from superpipe_cluster.api.views import JobDetail
 from superpipe_cluster.cli import render
 from superpipe_cluster.cli.follow import follow as follow_job
 from superpipe_cluster.cli.main import INTERRUPTED
-from superpipe_cluster.cli.options import open_client, output_option
+from superpipe_cluster.cli.options import job_path, open_client, output_option
 from superpipe_cluster.cli.outcome import exit_code, sentence
 from superpipe_cluster.cli.words import note
 from superpipe_cluster.client import Client
 from superpipe_cluster.client.program import program_of
 from superpipe_cluster.planning import Plan
-
-_BUNDLED = "jobs:"
 
 
 @click.command("submit")
@@ -57,7 +54,7 @@ def command(
     """
     # Set last, so that -n wins over --set name=...
     changes = [*overrides, *([f"name={name}"] if name is not None else [])]
-    checked = spec.load(_path(job), overrides=changes)
+    checked = spec.load(job_path(job), overrides=changes)
     checked.local_files()
     program_of(checked)
     if dry_run:
@@ -69,13 +66,6 @@ def command(
         if follow:
             return exit_code(follow_job(client, made.id))
         return _wait(client, made) if wait else 0
-
-
-def _path(job: str) -> str:
-    # A local file always wins over a bundled name.
-    if job.startswith(_BUNDLED) and not os.path.exists(job):
-        return str(bundled.job_path(job.removeprefix(_BUNDLED)))
-    return job
 
 
 def _wait(client: Client, made: JobDetail) -> int:
@@ -122,13 +112,32 @@ def _forecast(made: JobDetail) -> Iterator[tuple[str, str]]:
             "  model",
             f"{render.size(plan.model_bytes)}, with all that it works with {render.size(plan.whole_bytes)}",
         )
-        yield "  peak", f"at most {render.size(min(plan.whole_bytes, made.budget_max_bytes))}"
+        yield from _figures(made, plan)
     yield (
         "  budget",
         render.span(made.budget_min_bytes, made.budget_max_bytes) if made.budget_max_bytes else "",
     )
     yield "  RAM", render.size(made.host_bytes) if made.host_bytes else ""
     yield "  after", ", ".join(made.after)
+
+
+def _figures(made: JobDetail, plan: Plan) -> Iterator[tuple[str, str]]:
+    """Peak and seconds, for the wanted and the guaranteed end of the job's range of budgets."""
+    rows = [] if plan.forecast is None else [plan.forecast.at(made.budget_max_bytes)]
+    if plan.forecast is not None and made.budget_min_bytes < made.budget_max_bytes:
+        rows.append(plan.forecast.at(made.budget_min_bytes))
+    known = [row for row in rows if row is not None]
+    if not known:
+        yield "  peak", f"at most {render.size(min(plan.whole_bytes, made.budget_max_bytes))}"
+        return
+    yield "  peak", " or ".join(render.size(row.peak_bytes) for row in known)
+    yield (
+        "  step",
+        ", ".join(
+            f"{render.seconds(row.step_s)} ({render.slowdown(row.slowdown)}) in {render.size(row.budget_bytes)}"
+            for row in known
+        ),
+    )
 
 
 def _window(made: JobDetail, plan: Plan) -> str:

@@ -1,0 +1,266 @@
+"""Measures a device: its link, memory and arithmetic, single operators, and what running any operator costs beside.
+
+Owns the stopwatch. Every measurement is bounded in time and memory, works on random data and takes the median.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, TypedDict
+
+import torch
+from torch import nn
+
+from superpipe_cluster.planning.machine_profile import MachineProfile, dtype_name, name_of
+from superpipe_cluster.planning.plan import Probe
+from superpipe_cluster.planning.record import record
+from superpipe_cluster.planning.trace import Trace
+from superpipe_cluster.planning.work import TensorShape
+from superpipe_cluster.streaming.cuda_device import CudaDevice
+from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.opening import stream
+from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
+
+_TINY_BYTES = 1 << 12
+#: In RAM, of the size of a small model's unit: larger pieces come fresh from the system each time, page by page.
+_COPY_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
+_MEMORY_BYTES = 64 << 20
+_MATRIX = {"cpu": 512, "cuda": 4096}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_REPETITIONS = 7
+#: Time for one signature and for all of a program, and the most memory for the tensors of one.
+_ONE_S, _ALL_S, _MOST_BYTES = 0.06, 20.0, 1 << 30
+#: Large operators are what the roofline knows best, and timing them takes longest.
+_LONGEST_S = 0.3
+_FEWEST, _MOST = 3, 25
+
+
+def machine_profile(device: torch.device, folder: Path | None = None) -> MachineProfile:
+    """The kept profile of `device`, or one measured now and kept; that takes a few seconds."""
+    kept = MachineProfile.load(name_of(device), folder)
+    if kept is None:
+        kept = measure_machine(device)
+        kept.save(folder)
+    return kept
+
+
+def measure_machine(device: torch.device) -> MachineProfile:
+    """Measure `device`; takes a few seconds."""
+    clock = _clock(device)
+    here, there = (torch.ones(_MEMORY_BYTES, dtype=torch.uint8, device=device) for _ in range(2))
+    within_s = _seconds(lambda: there.copy_(here), clock)
+    flops: dict[str, float] = {}
+    for dtype in _DTYPES:
+        edge = _MATRIX[device.type]
+        matrix = torch.ones(edge, edge, dtype=dtype, device=device)
+        flops[dtype_name(dtype)] = 2 * edge**3 / _seconds(lambda matrix=matrix: matrix @ matrix, clock)
+    profile = MachineProfile(
+        device=name_of(device),
+        torch=torch.__version__,
+        threads=torch.get_num_threads(),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        memory_bytes_per_s=2 * _MEMORY_BYTES / within_s,
+        flops_per_s=flops,
+        context_bytes=_context_bytes(device),
+        **_link_of(device),
+    )
+    profile.operator_s = _operator_s(profile, device)
+    return profile
+
+
+class _Link(TypedDict):
+    h2d_bytes_per_s: float
+    d2h_bytes_per_s: float
+    copy_latency_s: float
+    copy_start_s: float
+    free_s_per_byte: float
+
+
+def _link_of(device: torch.device) -> _Link:
+    """The link as the runtime uses it: its own devices, fresh device memory for every load."""
+    opened: Device = (
+        CudaDevice(device, None) if device.type == "cuda" else CpuDevice(VirtualDevice(), budget_bytes=None)
+    )
+    rows: dict[int, list[tuple[float, float, float, float]]] = {}
+    large = _COPY_BYTES[device.type]
+    for nbytes in (_TINY_BYTES, large):
+        flat = torch.empty(nbytes, dtype=torch.uint8, device=device)
+        flat.untyped_storage().resize_(0)
+        host = opened.host_buffer(nbytes)
+        host.fill_(1)
+        opened.register(host)
+        for _ in range(_REPETITIONS):
+            moments = [time.perf_counter()]
+            opened.allocate(flat, nbytes)
+            load = opened.load(flat, host)
+            moments.append(time.perf_counter())
+            load.finish()
+            moments.append(time.perf_counter())
+            opened.store(host, flat).finish()
+            moments.append(time.perf_counter())
+            opened.free(flat)
+            moments.append(time.perf_counter())
+            rows.setdefault(nbytes, []).append(
+                (
+                    moments[1] - moments[0],
+                    moments[2] - moments[1],
+                    moments[3] - moments[2],
+                    moments[4] - moments[3],
+                )
+            )
+        opened.unregister(host)
+    opened.close()
+    start_s, latency_s, _, _ = map(median, zip(*rows[_TINY_BYTES], strict=True))
+    _, load_s, store_s, free_s = map(median, zip(*rows[large], strict=True))
+    return _Link(
+        h2d_bytes_per_s=large / load_s,
+        d2h_bytes_per_s=large / store_s,
+        copy_latency_s=latency_s,
+        copy_start_s=start_s,
+        free_s_per_byte=free_s / large,
+    )
+
+
+def _context_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    free, total = torch.cuda.mem_get_info(device)
+    # Of what is taken on the device, the part that is not this process's tensors: exact if the device is ours alone.
+    return max(0, total - free - torch.cuda.memory_reserved(device))
+
+
+def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+    run()
+    taken: list[float] = []
+    for _ in range(_REPETITIONS):
+        began = clock()
+        run()
+        taken.append(clock() - began)
+    return median(taken)
+
+
+def _clock(device: torch.device) -> Callable[[], float]:
+    if device.type != "cuda":
+        return (
+            time.thread_time
+        )  # of this thread, which computes in every operator: others' turns do not count
+
+    def when_idle() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return when_idle
+
+
+def time_operators(
+    trace: Trace, profile: MachineProfile, device: torch.device, *, limit_s: float = _ALL_S
+) -> int:
+    """Time the operators of `trace` that `profile` does not know on `device`, the ones that matter most first.
+
+    Args:
+        trace: whose operators.
+        profile: gets their seconds; not saved.
+        device: to run them on.
+        limit_s: after this, what is left stays with the roofline.
+
+    Returns:
+        How many were timed.
+    """
+    began, timed = time.perf_counter(), 0
+    weight = {
+        number: count * profile.alone_s(trace.signatures.all[number]) for number, count in trace.work.items()
+    }
+    for number in sorted(weight, key=weight.__getitem__, reverse=True):
+        signature = trace.signatures.all[number]
+        large = signature.nbytes > _MOST_BYTES or profile.alone_s(signature) > _LONGEST_S
+        if large or signature.key in profile.operators:
+            continue
+        if time.perf_counter() - began > limit_s:
+            break
+        try:
+            with torch.no_grad():
+                taken = _time(trace.signatures.call(number, lambda shape: _tensor(shape, device)), device)
+        except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
+            continue  # its values matter, and random ones will not do
+        profile.operators[signature.key] = taken
+        timed += 1
+    return timed
+
+
+def _time(run: Callable[[], Any], device: torch.device) -> float:
+    clock = _clock(device)
+    run()
+    taken: list[float] = []
+    spent = 0.0
+    while len(taken) < _FEWEST or (len(taken) < _MOST and spent < _ONE_S):
+        began = clock()
+        run()
+        taken.append(clock() - began)
+        spent += taken[-1]
+    # The lower quartile: what others on this machine add is not the operator's.
+    return quantiles(taken, n=4)[0]
+
+
+def _tensor(shape: TensorShape, device: torch.device) -> torch.Tensor:
+    made = torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=device)
+    if not shape.dtype.is_floating_point:
+        return made.zero_()  # as an index it is valid, whatever it points into
+    own = made.as_strided((_extent(shape),), (1,))
+    own.uniform_(0.5, 1.0) if shape.dtype.itemsize >= 2 else own.zero_()
+    return made
+
+
+def _extent(shape: TensorShape) -> int:
+    if 0 in shape.size:
+        return 0
+    return 1 + sum((extent - 1) * step for extent, step in zip(shape.size, shape.stride, strict=True))
+
+
+class _Small(nn.Module):
+    """Operators that take no time, so that what they cost is what running them costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)) for _ in range(8)]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = x + layer(x)
+        return x
+
+
+def _operator_s(profile: MachineProfile, device: torch.device) -> float:
+    """What an operator of a training step costs beside its own time: Python, autograd, the guard."""
+
+    def step_of(model: nn.Module, place: torch.device) -> None:
+        model(torch.ones(4, 32, device=place)).square().mean().backward()
+
+    def probe() -> Probe:
+        model = _Small()
+        return Probe(model, lambda: step_of(model, torch.device("cpu")), lambda own: torch.optim.AdamW(own))
+
+    trace = record(probe)
+    time_operators(trace, profile, device)
+    # With a budget, so that the guard keeps watching.
+    with stream(model := _Small(), "1GiB", VirtualDevice() if device.type == "cpu" else device) as streamer:
+        optimizer = streamer.optimizer(torch.optim.AdamW)
+
+        def step() -> None:
+            step_of(model, streamer.device)
+            optimizer.step()
+            optimizer.zero_grad()
+
+        for _ in range(_REPETITIONS):
+            step()
+        step_s = _seconds(step, _clock(device))
+    alone_s = sum(
+        count * profile.alone_s(trace.signatures.all[number]) for number, count in trace.work.items()
+    )
+    beside_s = step_s - alone_s if device.type == "cpu" else step_s
+    return max(0.0, beside_s) / trace.operators

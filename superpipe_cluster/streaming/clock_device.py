@@ -1,0 +1,181 @@
+"""A device with a clock: memory and a link that exist as numbers only, so that a run takes no time and no bytes.
+
+Owns simulated time. The engine and the policies that run over it are those of a real run; a copy books its time on the
+link, waiting moves the clock, and whoever drives the engine says how long the computation takes (`compute`). That makes
+it the forecast (`planning.replay`) and the test bench of the policies.
+
+[Note: a link that takes turns] Each direction is one queue, as on a virtual device and on a GPU's copy engines: a copy
+starts when those before it have arrived, at the earliest now.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from typing_extensions import override
+
+from superpipe_cluster.errors import DeviceOutOfMemory
+from superpipe_cluster.streaming.device import Copy, Device
+
+
+@dataclass(frozen=True)
+class LinkSpeed:
+    """What copies cost.
+
+    Attributes:
+        h2d_bytes_per_s: host to device; None for no time at all.
+        d2h_bytes_per_s: device to host; None for no time at all.
+        latency_s: from the start of a copy to its arrival, if it had no bytes.
+        start_s: time of the program itself to start a copy.
+        free_s_per_byte: time of the program itself to give memory back.
+    """
+
+    h2d_bytes_per_s: float | None = None
+    d2h_bytes_per_s: float | None = None
+    latency_s: float = 0.0
+    start_s: float = 0.0
+    free_s_per_byte: float = 0.0
+
+
+class _ClockCopy(Copy):
+    def __init__(self, device: ClockDevice, arrives_at_s: float) -> None:
+        self._device = device
+        self._arrives_at_s = arrives_at_s
+
+    @override
+    def done(self) -> bool:
+        return self._device.now_s >= self._arrives_at_s
+
+    @override
+    def wait(self) -> None:
+        self._device.stall_until(self._arrives_at_s)
+
+    @override
+    def finish(self) -> None:
+        self.wait()
+
+
+class ClockDevice(Device):
+    """Keeps the time of one computation and one link, and the count of its bytes.
+
+    Args:
+        link: its speed.
+        budget_bytes: most bytes of everything, None for no limit.
+        torch_device: of the slabs: `meta`, or a real one under `FakeTensorMode`.
+        batches_in_flight: see `Device`.
+        overhead_bytes: see `Device`.
+
+    Attributes:
+        now_s: seconds since the beginning.
+        compute_s: seconds of these in which something was computed.
+    """
+
+    def __init__(
+        self,
+        link: LinkSpeed | None = None,
+        budget_bytes: int | None = None,
+        *,
+        torch_device: torch.device | str = "meta",
+        batches_in_flight: int = 1,
+        overhead_bytes: int = 0,
+    ) -> None:
+        self.torch_device = torch.device(torch_device)
+        self.budget_bytes = budget_bytes
+        self.batches_in_flight = batches_in_flight
+        self.overhead_bytes = overhead_bytes
+        self.stall_s = 0.0
+        self.h2d_bytes = 0
+        self.d2h_bytes = 0
+        self.now_s = 0.0
+        self.compute_s = 0.0
+        self._link = link or LinkSpeed()
+        self._h2d_free_at_s = 0.0
+        self._d2h_free_at_s = 0.0
+        self._used = overhead_bytes
+        self._peak = overhead_bytes
+
+    def compute(self, seconds: float) -> None:
+        """The program computes for `seconds`."""
+        self.now_s += seconds
+        self.compute_s += seconds
+
+    def stall_until(self, moment_s: float) -> None:
+        """The program waits until `moment_s`, if that is still to come."""
+        if moment_s > self.now_s:
+            self.stall_s += moment_s - self.now_s
+            self.now_s = moment_s
+
+    @override
+    def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
+        self.charge(nbytes)
+        flat.untyped_storage().resize_(nbytes)
+
+    @override
+    def free(self, flat: torch.Tensor) -> None:
+        nbytes = flat.untyped_storage().nbytes()
+        self.charge(-nbytes)
+        flat.untyped_storage().resize_(0)
+        self.compute(nbytes * self._link.free_s_per_byte)
+
+    @override
+    def load(self, flat: torch.Tensor, host: torch.Tensor) -> Copy:
+        self.h2d_bytes += host.numel()
+        self._h2d_free_at_s = self._after(self._h2d_free_at_s, host.numel(), self._link.h2d_bytes_per_s)
+        return _ClockCopy(self, self._h2d_free_at_s)
+
+    @override
+    def store(self, host: torch.Tensor, flat: torch.Tensor) -> Copy:
+        self.d2h_bytes += host.numel()
+        self._d2h_free_at_s = self._after(self._d2h_free_at_s, host.numel(), self._link.d2h_bytes_per_s)
+        return _ClockCopy(self, self._d2h_free_at_s)
+
+    def _after(self, free_at_s: float, nbytes: int, bytes_per_s: float | None) -> float:
+        self.compute(self._link.start_s)
+        if bytes_per_s is None:
+            return max(free_at_s, self.now_s)
+        return max(free_at_s, self.now_s) + self._link.latency_s + nbytes / bytes_per_s
+
+    @override
+    def host_buffer(self, nbytes: int) -> torch.Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
+
+    @override
+    def used_bytes(self) -> int:
+        return self._used
+
+    @override
+    def peak_bytes(self) -> int:
+        return self._peak
+
+    @override
+    def charge(self, nbytes: int) -> None:
+        used = self._used + nbytes
+        if nbytes > 0 and self.budget_bytes is not None and used > self.budget_bytes:
+            raise DeviceOutOfMemory(
+                f"the device budget of {self.budget_bytes} bytes is {used - self.budget_bytes} bytes too small: "
+                f"{self._used} in use, {nbytes} more needed",
+                hint="give the job more gpu_memory, or make its batch or sequence shorter",
+            )
+        self._used = used
+        self._peak = max(self._peak, used)
+
+    @override
+    def ran_out(self) -> None:
+        pass  # it counts every byte itself
+
+    @override
+    def limits_itself(self) -> bool:
+        return False  # what is not counted does not exist here
+
+    @override
+    def pace(self) -> None:
+        pass  # the clock runs with the program
+
+    @override
+    def finish(self) -> None:
+        self.stall_until(max(self._h2d_free_at_s, self._d2h_free_at_s))
+
+    @override
+    def close(self) -> None:
+        pass

@@ -1,0 +1,173 @@
+"""`plan()`, the figures it keeps, and what it says when it cannot."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import superpipe_cluster
+from streaming import twins
+from superpipe_cluster.errors import BadInput, BudgetTooSmall
+from superpipe_cluster.planning import Forecast, Plan, keep_correction
+from superpipe_cluster.planning.corrections import correction_of
+from superpipe_cluster.planning.machine_profile import MachineProfile
+from superpipe_cluster.planning.measuring import time_operators
+from superpipe_cluster.planning.plan import Probe
+from superpipe_cluster.planning.record import record
+from superpipe_cluster.streaming import VirtualDevice
+
+INPUTS = torch.zeros(5, 64)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPCLUSTER_HOME", str(tmp_path))
+    return tmp_path
+
+
+def profile() -> MachineProfile:
+    """A processor of round figures."""
+    return MachineProfile(
+        device="cpu", torch=torch.__version__, threads=1, measured_at="", h2d_bytes_per_s=1e10, d2h_bytes_per_s=1e10,
+        memory_bytes_per_s=1e10, flops_per_s={"float32": 1e10}, operator_s=1e-5,
+    )  # fmt: skip
+
+
+def planned(**options) -> Forecast:
+    return superpipe_cluster.plan(
+        twins.Blocks(64),
+        INPUTS,
+        optimizer=torch.optim.AdamW,
+        device=VirtualDevice(link_bytes_per_s=options.pop("link", 1e9)),
+        timed=False,
+        profile=profile(),
+        **options,
+    )
+
+
+def test_a_model_with_example_inputs() -> None:
+    forecast = planned()
+    budgets = [row.budget_bytes for row in forecast.rows]
+    assert budgets == sorted(set(budgets))
+    assert (budgets[0], budgets[-1]) == (forecast.floor_bytes, forecast.whole_bytes)
+    assert forecast.no_slowdown_bytes in budgets
+    assert forecast.units == 8
+    assert all(row.peak_bytes <= row.budget_bytes for row in forecast.rows)
+    first, last = forecast.rows[0], forecast.rows[-1]
+    assert (last.slowdown, last.bound, last.link_bytes_per_step) == (1.0, "compute", 0)
+    assert first.bound == "link"
+    assert first.slowdown > 1.02
+    assert last.step_s == forecast.whole_step_s
+
+
+def test_a_faster_link_needs_less_memory_for_the_same_pace() -> None:
+    slow, fast = planned(link=1e8), planned(link=1e10)
+    assert fast.no_slowdown_bytes < slow.no_slowdown_bytes
+    assert fast.floor_bytes == slow.floor_bytes
+
+
+def test_the_model_is_left_alone_and_may_be_on_meta() -> None:
+    model = twins.Blocks(64)
+    before = copy.deepcopy(model.state_dict())
+    options = {"device": "cpu", "timed": False, "profile": profile()}
+    mine = superpipe_cluster.plan(model, lambda m: m(INPUTS).sum().backward(), **options)
+    twins.assert_equal(before, model.state_dict())
+    assert all(p.grad is None for p in model.parameters())
+    on_meta = superpipe_cluster.plan(model.to("meta"), lambda m: m(INPUTS).sum().backward(), **options)
+    assert on_meta == mine
+
+
+def test_budgets_of_ones_own() -> None:
+    forecast = planned(budgets=["1MiB", 2_000_000])
+    assert [row.budget_bytes for row in forecast.rows] == [1 << 20, 2_000_000]
+    assert forecast.at(1_500_000) == forecast.rows[0]
+    assert forecast.at(1000) is None
+
+
+def test_bad_input_gets_a_clear_error() -> None:
+    model, known = twins.Blocks(64), {"timed": False, "profile": profile()}
+    with pytest.raises(BadInput, match="how it is called"):
+        superpipe_cluster.plan(model)
+    with pytest.raises(BadInput, match="cannot plan a int"):
+        superpipe_cluster.plan(3)  # pyright: ignore
+    with pytest.raises(BadInput, match="depends on values"):
+        superpipe_cluster.plan(model, lambda m: m(INPUTS).sum().item(), **known)
+    with pytest.raises(BudgetTooSmall, match="cannot run in 4KiB") as caught:
+        planned(budgets=["4KiB"])
+    assert caught.value.needed_bytes == planned().floor_bytes
+    with pytest.raises(BadInput, match="no such device"):
+        superpipe_cluster.plan(model, INPUTS, device="xpu")
+    with pytest.raises(BadInput, match="RuntimeError"):
+        superpipe_cluster.plan(model, torch.zeros(2, 3), **known)
+    with pytest.raises(BadInput, match="which loss"):
+        superpipe_cluster.plan(_Silent(), INPUTS, optimizer=torch.optim.SGD, **known)
+    assert superpipe_cluster.plan(model, INPUTS, **known).units == 8, "nothing is left behind"
+
+
+class _Silent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> None:
+        self.inner(x)
+
+
+# ---- what is kept ---------------------------------------------------------------------------------------
+
+
+def test_a_profile_is_read_back(home: Path) -> None:
+    one = profile()
+    one.threads = torch.get_num_threads()
+    one.operators["aten::mm"] = 0.5
+    one.save()
+    assert MachineProfile.load("cpu") == one
+    one.torch = "0.1"
+    one.save()
+    assert MachineProfile.load("cpu") is None, "another torch is another speed"
+    (file,) = (home / "profiles").iterdir()
+    file.write_text("{broken")
+    assert MachineProfile.load("cpu") is None
+
+
+def test_operators_are_timed_once() -> None:
+    known, model = profile(), nn.Linear(64, 64)
+    trace = record(lambda: Probe(twin := nn.Linear(64, 64), lambda: twin(INPUTS)))
+    assert time_operators(trace, known, torch.device("cpu")) == len(trace.work)
+    assert time_operators(trace, known, torch.device("cpu")) == 0
+    assert all(0 < seconds < 1 for seconds in known.operators.values())
+    assert model.weight.grad is None
+
+
+def test_a_run_corrects_the_next_forecast() -> None:
+    first = planned()
+    keep_correction(
+        first.fingerprint, first.rows[0].step_s, 1.5 * first.rows[0].step_s, corrected=first.corrected
+    )
+    second = planned()
+    assert second.corrected == pytest.approx(1.5)
+    assert second.rows[0].step_s == pytest.approx(1.5 * first.rows[0].step_s)
+    assert second.rows[0].slowdown == first.rows[0].slowdown
+    keep_correction(
+        second.fingerprint, second.rows[0].step_s, second.rows[0].step_s, corrected=second.corrected
+    )
+    assert planned().corrected == pytest.approx(1.5), "it was right: nothing more to correct"
+
+
+def test_a_disturbed_run_corrects_nothing() -> None:
+    keep_correction("x", 1.0, 100.0)
+    assert correction_of("x") == 1.0
+
+
+def test_plans_of_the_first_version_load() -> None:
+    counts = {"largest_unit_bytes": 2, "resident_bytes": 0, "activation_bytes": 5, "streamed_bytes": 3}
+    assert Plan.from_dict({"unit_bytes": [1, 2], **counts}).forecast is None
+    forecast = planned()
+    whole = Plan((1, 2), 2, 0, 5, 3, forecast=forecast)
+    assert Plan.from_dict(whole.to_dict()) == whole
+    newer = {**whole.to_dict(), "forecast": {**forecast.to_dict(), "moon": 1}}
+    assert Plan.from_dict(newer) == whole
