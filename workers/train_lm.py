@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -62,11 +63,9 @@ def main(job: Job) -> None:
     saved = checkpoint / "model.safetensors" if checkpoint is not None else None
     model, weights = build_to_stream(asked.model, config, saved)
     model.train()
-    if settings.recompute:
-        recompute_activations(model)
 
     with job.stream(model, weights=weights) as streamer:
-        optimizer = make_optimizer(settings, streamer.optimizer)
+        optimizer = make_optimizer(settings, partial(streamer.optimizer, where=f"on_{settings.optimizer_on}"))
         schedule = LambdaLR(optimizer, lambda step: rate_at(settings, step))
         torch.manual_seed(settings.seed)
         step = 0
@@ -121,8 +120,6 @@ def probe(job: TrainJob) -> Probe:
     config = load_config(job.model, load_tokenizer(job.model))
     model = build_model(job.model, config, weights=False)
     model.train()
-    if settings.recompute:
-        recompute_activations(model)
     batch = torch.zeros(settings.batch_size, settings.sequence_length, dtype=torch.long)
 
     def step() -> None:
@@ -173,12 +170,6 @@ def rate_at(settings: TrainSection, step: int) -> float:
     if settings.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     return 1.0
-
-
-def recompute_activations(model: PreTrainedModel) -> None:
-    """Non-reentrant activation checkpointing, under the name that the installed transformers gives it."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 # ---- checkpoints --------------------------------------------------------------------------------------

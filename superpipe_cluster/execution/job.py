@@ -116,6 +116,7 @@ class Job:
             "k": asked.k,
             "k_prime": asked.k_prime,
             "policy": asked.policy,
+            "activations": asked.activations,
             "host": self.spec.resources.host,
             "host_folder": self._folder.root,
         }

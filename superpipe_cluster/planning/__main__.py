@@ -30,15 +30,19 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     device = None if request["device"] is None else PlannedDevice(**request["device"])
     terms = Terms(job.streaming.k, job.streaming.k_prime, job.streaming.policy)
+    activations = job.streaming.activations
     if device is not None and request["measure"]:
         place = (
             VirtualDevice(link_bytes_per_s=device.link_bytes_per_s)
             if device.gpu is None
             else torch.device("cuda", 0)
         )
-        runs = (trial(lambda: program["probe"](job), one, place, terms=terms) for one in request["measure"])
+        runs = (
+            trial(lambda: program["probe"](job), one, place, terms=terms, activations=activations)
+            for one in request["measure"]
+        )
         return {"measured": [run.to_dict() for run in runs]}
-    trace = recorded(lambda: program["probe"](job))
+    trace = recorded(lambda: program["probe"](job), activations=activations)
     forecast = None
     if device is not None:
         asked = job.resources.gpu_memory

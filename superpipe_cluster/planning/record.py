@@ -6,6 +6,7 @@ a limit, so that units, gradients and optimizer state come and go as in a run; w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,7 +54,9 @@ def record(make_probe: Callable[[], Probe], *, activations: Activations = "keep"
     Raises:
         SpclusterError: the program cannot be streamed.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+        # Copying a module (as transformer encoders do when they are built) looks for memory where there is none.
+        warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         probe = make_probe()
         # On the CPU, because that is where autograd and the guard count bytes without a GPU.
         clock = ClockDevice(torch_device="cpu")

@@ -16,6 +16,7 @@ from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.record import streamed_optimizer
 from superpipe_cluster.streaming.budget import Terms
 from superpipe_cluster.streaming.opening import stream
+from superpipe_cluster.streaming.streamer import Activations
 from superpipe_cluster.streaming.virtual_device import VirtualDevice
 
 _WARM_UP = 4
@@ -27,6 +28,7 @@ def trial(
     device: VirtualDevice | torch.device,
     *,
     terms: Terms | None = None,
+    activations: Activations = "keep",
     steps: int = 7,
 ) -> Measured:
     """Run some steps in `budget_bytes`.
@@ -36,6 +38,7 @@ def trial(
         budget_bytes: device bytes of everything.
         device: where; on a GPU the model is also built there.
         terms: what is asked for beside bytes.
+        activations: as in `stream`.
         steps: measured, after some that are not.
 
     Raises:
@@ -47,7 +50,13 @@ def trial(
     with place:
         probe = make_probe()
     with stream(
-        probe.model, budget_bytes, device, k=terms.k, k_prime=terms.k_prime, policy=terms.policy
+        probe.model,
+        budget_bytes,
+        device,
+        k=terms.k,
+        k_prime=terms.k_prime,
+        policy=terms.policy,
+        activations=activations,
     ) as streamer:
         optimizer = streamed_optimizer(probe, streamer)
 

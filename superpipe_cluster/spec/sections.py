@@ -110,8 +110,8 @@ class TrainSection(StrictModel):
     """Steps between two checkpoints."""
     log_every: Count = 10
     """Steps between two reports of the loss."""
-    recompute: bool = False
-    """Compute activations again in the backward pass instead of keeping them."""
+    optimizer_on: Literal["device", "host"] = "device"
+    """Where the optimizer computes; on the host its state never crosses the link, and last bits may differ from a GPU's."""
 
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
@@ -165,6 +165,8 @@ class StreamingSection(StrictModel):
     """Units per transfer batch."""
     policy: Literal["optimal", "sliding", "naive", "whole"] = "optimal"
     """Which unit to fetch and evict next."""
+    activations: Literal["keep", "recompute", "offload"] = "keep"
+    """What training does with what backward will need: keep it, compute it again, or hold it in host memory."""
 
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:

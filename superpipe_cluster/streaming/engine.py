@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from typing import cast
 
 import torch
@@ -19,7 +20,7 @@ from superpipe_cluster.streaming.device import Copy, Device
 from superpipe_cluster.streaming.homes import Home
 from superpipe_cluster.streaming.order import AccessOrder
 from superpipe_cluster.streaming.residency import Residency
-from superpipe_cluster.streaming.schedule import Action, Evict, Policy, View
+from superpipe_cluster.streaming.schedule import Action, Evict, Fetch, Policy, View
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
 
@@ -40,12 +41,15 @@ class Engine(Residency):
         super().__init__(device, max_units, home)
         self.policy = policy
         self.order = AccessOrder()
+        #: Told of each call of the outermost forward.
+        self.before_forward: list[Callable[[], None]] = []
         self._group: dict[int, None] = {}
         self._group_units: set[int] = set()
         #: Slabs of the operator that runs now; these cannot leave whatever happens.
         self.operands: Sequence[Slab] = ()
-        #: The copy that prefetching stopped for: once it has arrived, the next operator on slabs lets it go on.
-        self.waits_for: Copy | None = None
+        #: The copy (or update on the host) that prefetching stopped for: once it is done, the next operator on slabs
+        #: lets it go on.
+        self.waits_for: Copy | Future[None] | None = None
         self._others_peak = 0  # most bytes of everything else, in the last whole step and in this one
         self._others_peak_before = 0
         self._least = 0  # bytes of the worst moment if nothing but operands were held; likewise
@@ -56,7 +60,13 @@ class Engine(Residency):
     # ---- what the program does --------------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """The outermost forward starts."""
+        """The outermost forward starts.
+
+        Raises:
+            Unstreamable: an optimizer is in the middle of its step.
+        """
+        for check in self.before_forward:
+            check()
         if self.unwatched:
             return  # as in the steps before
         self.order.begin_step()
@@ -71,7 +81,10 @@ class Engine(Residency):
 
         Raises:
             BudgetTooSmall: they do not fit the budget together.
+            Unstreamable: an optimizer has one to itself.
         """
+        for slab in slabs:
+            slab.check_claim()
         self.operands = slabs = list(dict.fromkeys(slabs))
         entering = [slab for slab in slabs if slab.number not in self._group]
         if entering:
@@ -95,6 +108,8 @@ class Engine(Residency):
                     self.policy.late()
                 slab.loading.wait()
                 slab.loading = None
+            if slab.host_work is not None and slab.storing is not None:
+                slab.storing.wait()  # an update on the host is to read what is here before it is written to
             slab.ready = True
 
     def wrote(self, slab: Slab) -> None:
@@ -333,6 +348,8 @@ class Engine(Residency):
         self.window.capacity_bytes = self.capacity_bytes()
         self.waits_for = None
         for action in self.policy.ahead(self._view(set(self._group))):
+            if isinstance(action, Fetch) and any(self._is_updated_now(number) for number in action.slabs):
+                return  # nobody waits for an update on the host before somebody reads the weights
             self._apply(action)
 
     def _view(self, pinned: set[int]) -> View:
@@ -348,6 +365,13 @@ class Engine(Residency):
 
     def _is_arriving(self, number: int) -> bool:
         return self._is_under_way(self.slabs[number].loading)
+
+    def _is_updated_now(self, number: int) -> bool:
+        work = self.slabs[number].host_work
+        if work is None or work.done():
+            return False
+        self.waits_for = work
+        return True
 
     def _is_under_way(self, copy: Copy | None) -> bool:
         if copy is None or copy.done():

@@ -220,7 +220,7 @@ class ReadGuard(Watch):
         return self._run_together(func, traits, args, kwargs, found)
 
     def _run_part(self, func: Any, traits: Traits, args: Any, kwargs: Any) -> Any:
-        """One part of an operator over lists: what is of one unit, or (an average of the weights) of one pair of them."""
+        """One part of an operator over lists: what is of one unit, or, in an average of weights, of a pair of them."""
         found: list[Place] = []
         self._find(args, found)
         self._find(kwargs.values(), found)

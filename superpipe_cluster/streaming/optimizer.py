@@ -15,16 +15,15 @@ import torch
 from torch import nn
 
 from superpipe_cluster.errors import Unstreamable
+from superpipe_cluster.streaming.during_backward import EarlyUpdates
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.host_steps import HostSteps, Member, Where, check_place
+from superpipe_cluster.streaming.host_steps import ByUnit, HostSteps, Member, Where, check_place
+from superpipe_cluster.streaming.masters import MASTER, Masters
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import is_entry_shared
 
 _Key = tuple[nn.Parameter, str]  # a tensor of the state
-
-#: What a state dict calls the higher-precision weight of a parameter.
-MASTER = "master_weight"
 
 # A step of this one calls the model several times, with all parameters moved at once.
 _REFUSED = (torch.optim.LBFGS,)
@@ -50,6 +49,7 @@ class StreamedOptimizer(torch.optim.Optimizer):
         options: passed to `kind`.
         where: where the state is and the arithmetic happens; see `host_steps`.
         master_weights: type of the weights that are stepped, None for the model's own.
+        during_backward: whether updates begin before `step()`; see `during_backward`.
 
     Raises:
         Unstreamable: an optimizer that calls the model in the middle of its step, or one that is not known where it
@@ -65,6 +65,7 @@ class StreamedOptimizer(torch.optim.Optimizer):
         options: dict[str, Any],
         where: Where = "on_device",
         master_weights: torch.dtype | None = None,
+        during_backward: bool = False,
     ) -> None:
         if issubclass(kind, _REFUSED):
             raise Unstreamable(
@@ -72,18 +73,21 @@ class StreamedOptimizer(torch.optim.Optimizer):
                 hint="use an element-wise optimizer such as AdamW or SGD",
             )
         self._by_units = f"{kind.__module__}.".startswith("torch.optim.")
-        check_place(kind, self._by_units, where, master_weights)
+        check_place(kind, where, master_weights, by_units=self._by_units, during_backward=during_backward)
         self._inner = kind(params, **options)
         self._engine: Engine | None = engine
-        self._master_dtype = master_weights
-        self._masters: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
-        self._host = HostSteps(engine, partial(kind, **options)) if where == "on_host" else None
+        self._masters = Masters(master_weights)
+        self._early: EarlyUpdates | None = None
         self._settled: set[nn.Parameter] = set()  # whose state has its home
         self._homes: dict[_Key, Slab] = {}
         # The group dictionaries and the state are shared with the wrapped optimizer, so that a scheduler which changes
         # `param_groups[0]["lr"]` here changes it there.
         super().__init__(self._inner.param_groups, self._inner.defaults)
         self.state = self._inner.state
+        self._host: HostSteps | None = None
+        if where == "on_host":
+            self._host = HostSteps(engine, partial(kind, **options), self.state, self._masters)
+            self._early = EarlyUpdates(engine, self.param_groups, self._host) if during_backward else None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient.
@@ -92,7 +96,8 @@ class StreamedOptimizer(torch.optim.Optimizer):
             closure: evaluated once, before the update, if given.
 
         Raises:
-            Unstreamable: the streamer of its model is closed.
+            Unstreamable: the streamer of its model is closed; or updates began during backward, and something has
+                happened since with which they are not those of a step.
         """
         if self._engine is None:
             raise Unstreamable(
@@ -108,7 +113,13 @@ class StreamedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         members_of = self._by_unit()
         if self._host is not None:
-            members_of = self._start_on_host(members_of, self._host)
+            GUARD.wake()
+            with GUARD.own_work():
+                if self._early is not None:
+                    members_of = self._early.end_step(members_of)
+                else:
+                    self._host.finish()
+                members_of = self._host.start_all(members_of)
         if GUARD.resting:
             if all(
                 one[1] in self._settled for unit, members in members_of for one in members if unit is not None
@@ -127,9 +138,11 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's `state_dict`, its tensors in host memory (the streamed ones share the host copy)."""
+        if self._early is not None:
+            self._early.refuse_if_begun("the optimizer's state_dict() was asked for")
         self.finish()
         own = dict(self.state)
-        for parameter, master in self._masters.items():
+        for parameter, master in self._masters.entries.items():
             self.state[parameter] = self.state.get(parameter, {}) | master
         try:
             saved = super().state_dict()
@@ -145,8 +158,11 @@ class StreamedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a `state_dict()` of this class or of the wrapped one.
 
-        The state goes to host memory parameter by parameter; the device never holds more than one parameter's.
+        The state goes to host memory parameter by parameter; the device never holds more than one parameter's. A step
+        whose updates have begun during backward is given up; load the model's state after this.
         """
+        if self._early is not None:
+            self._early.give_up()
         self.finish()
         if self._engine is None:
             super().load_state_dict(state_dict)
@@ -161,13 +177,15 @@ class StreamedOptimizer(torch.optim.Optimizer):
         loaded: dict[int | None, list[nn.Parameter]] = {}
         with GUARD.own_work():
             self.state.clear()
-            self._masters.clear()
+            self._masters.entries.clear()
             self._settled.clear()
             for parameter, number in zip(parameters, numbers, strict=True):
                 if number in state_dict["state"]:
                     entries = dict(state_dict["state"][number])
                     if MASTER in entries:
-                        self._masters[parameter] = {MASTER: entries.pop(MASTER).detach().to("cpu", copy=True)}
+                        self._masters.entries[parameter] = {
+                            MASTER: entries.pop(MASTER).detach().to("cpu", copy=True)
+                        }
                     self.state[parameter] = {
                         name: self._loaded(parameter, number, name, value, state_dict["param_groups"])
                         for name, value in entries.items()
@@ -179,13 +197,31 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
     def release(self) -> None:
         """End with the streamer: no more steps; `state_dict()` still works, all its tensors in host memory."""
+        if self._early is not None:
+            self._early.release()
         if self._host is not None:
             self._host.close()
-        for state in (*self.state.values(), *self._masters.values()):
+        for state in (*self.state.values(), *self._masters.entries.values()):
             for name, value in state.items():
                 state[name] = self._on_host(value)
         self._engine = None
         self._homes = {}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of any optimizer.
+
+        Raises:
+            Unstreamable: updates with these gradients have begun.
+        """
+        if self._early is not None:
+            self._early.refuse_if_begun("zero_grad() was called")
+        super().zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As of any optimizer."""
+        super().add_param_group(param_group)
+        if self._early is not None:
+            self._early.watch()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise Unstreamable("a streamed optimizer cannot be copied", hint="copy or save its state_dict()")
@@ -197,9 +233,8 @@ class StreamedOptimizer(torch.optim.Optimizer):
         """Host memory of state that is in no slab."""
         if self._host is None:
             return 0
-        entries = [
-            value for state in (*self.state.values(), *self._masters.values()) for value in state.values()
-        ]
+        stores = (*self.state.values(), *self._masters.entries.values())
+        entries = [value for state in stores for value in state.values()]
         return sum(value.nbytes for value in entries if isinstance(value, torch.Tensor))
 
     def finish(self) -> None:
@@ -207,36 +242,17 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
         Raises:
             Exception: whatever an update on the host raised since this was called last.
+            Unstreamable: updates have begun during backward, and the program has not been told that its weights are in
+                the middle of a step.
         """
         if self._host is not None and self._engine is not None:
             self._host.finish()
             for parameter in [one for one, state in self.state.items() if not state]:
                 del self.state[parameter]  # made for a thread to fill
+            if self._early is not None:
+                self._early.tell()
 
-    def _start_on_host(
-        self, by_unit: list[tuple[int | None, list[Member]]], host: HostSteps
-    ) -> list[tuple[int | None, list[Member]]]:
-        """Hand over what the host can update; returns the rest, which always stays on the device."""
-        units: dict[int, list[Member]] = {}
-        rest: list[Member] = []
-        GUARD.wake()
-        with GUARD.own_work():
-            host.finish()
-            for unit, members in by_unit:
-                for member in members:
-                    if unit is None or not host.takes(member[1]):
-                        rest.append(member)
-                    else:
-                        units.setdefault(unit, []).append(member)
-            for members in units.values():
-                for _, parameter in members:
-                    if self._wants_master(parameter) and parameter not in self._masters:
-                        self._masters[parameter] = {MASTER: host.weight(parameter).to(self._master_dtype)}
-            masters = {parameter: entry[MASTER] for parameter, entry in self._masters.items()}
-            host.start(units, self.state, masters)
-        return [(None, rest)] if rest else []
-
-    def _by_unit(self) -> list[tuple[int | None, list[Member]]]:
+    def _by_unit(self) -> ByUnit:
         """The parameters that have a gradient, with their groups: those of no unit first, then unit by unit."""
         assert self._engine is not None
         split: dict[int | None, list[Member]] = {}
@@ -253,8 +269,8 @@ class StreamedOptimizer(torch.optim.Optimizer):
         twins: dict[nn.Parameter, nn.Parameter] = {}
         for group, parameter in members:
             target = parameter
-            if self._wants_master(parameter):
-                target = twins[parameter] = self._master_of(parameter)
+            if self._masters.wanted(parameter):
+                target = twins[parameter] = self._masters.twin(parameter)
                 self.state[target] = self.state.get(parameter, {})
             groups.setdefault(id(group), {**group, "params": []})["params"].append(target)
         everything = self._inner.param_groups
@@ -271,24 +287,9 @@ class StreamedOptimizer(torch.optim.Optimizer):
             for parameter, twin in twins.items():
                 parameter.copy_(twin)
 
-    def _wants_master(self, parameter: nn.Parameter) -> bool:
-        wanted = self._master_dtype
-        return wanted is not None and parameter.dtype != wanted and parameter.is_floating_point()
-
-    def _master_of(self, parameter: nn.Parameter) -> nn.Parameter:
-        """A parameter on the master weight of `parameter`, made now if there is none yet, with its gradient."""
-        dtype, gradient = self._master_dtype, parameter.grad
-        assert dtype is not None
-        assert gradient is not None
-        if parameter not in self._masters:
-            self._masters[parameter] = {MASTER: parameter.detach().to(dtype)}
-        twin = nn.Parameter(self._masters[parameter][MASTER])
-        twin.grad = gradient.detach().to(dtype)
-        return twin
-
     def _entries(self, parameter: nn.Parameter) -> list[tuple[dict[str, Any], str]]:
         """Where each tensor of the state of `parameter` is: a dictionary and the name in it."""
-        stores = (self.state.get(parameter, {}), self._masters.get(parameter, {}))
+        stores = (self.state.get(parameter, {}), self._masters.entries.get(parameter, {}))
         return [(store, name) for store in stores for name in store]
 
     def _step_unit(self, unit: int | None, members: list[Member]) -> None:
@@ -370,7 +371,7 @@ class StreamedOptimizer(torch.optim.Optimizer):
         if not isinstance(value, torch.Tensor):
             return value
         if value.numel() > 1 and name != "step":
-            dtype = self._master_dtype if self._wants_master(parameter) else parameter.dtype
+            dtype = self._masters.dtype if self._masters.wanted(parameter) else parameter.dtype
             return value.detach().to("cpu", dtype if parameter.is_floating_point() else None, copy=True)
         return self._process_value_according_to_param_policy(parameter, value, number, groups, name).clone()
 

@@ -116,7 +116,12 @@ class Residency:
                 slab.dirty = not _is_as_on_host(slab)
 
     def before_host_use(self, slab: Slab, *, to_write: bool) -> None:
-        """Return once the CPU may read (and write) the host copy of `slab`."""
+        """Return once the CPU may read (and write) the host copy of `slab`.
+
+        Raises:
+            Unstreamable: an optimizer has it to itself.
+        """
+        slab.check_claim()
         self.flush([slab])
         if to_write:
             self.home.finish()
@@ -126,7 +131,7 @@ class Residency:
         """The program changed the host copy of `slab`; the device bytes, if there are any, follow."""
         assert slab.host is not None
         if slab.number in self.window.held:
-            slab.loading = self.home.load(slab)
+            self._start_loading(slab)
             slab.ready = False
 
     def dissolve(self) -> None:
@@ -168,7 +173,10 @@ class Residency:
             self.peak_units = max(self.peak_units, self._weights_held)
         if slab.host is not None and self._has_content(slab):
             slab.wait_for_host()
-            slab.loading = self.home.load(slab)
+            self._start_loading(slab)
+
+    def _start_loading(self, slab: Slab) -> None:
+        slab.loading = slab.last_load = self.home.load(slab)
 
     def _allocate(self, slab: Slab) -> None:
         self.device.allocate(slab.flat, slab.nbytes)

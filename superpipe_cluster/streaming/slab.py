@@ -22,6 +22,7 @@ from superpipe_cluster.streaming.device import Copy
 from superpipe_cluster.streaming.storages import holders, storage_key
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from concurrent.futures import Future
 
     from superpipe_cluster.streaming.homes import Home
@@ -55,6 +56,8 @@ class Slab:
         storage_key: identity of the device storage, the same for every view of it.
         dirty: the device bytes are newer than the host's.
         host_work: what a thread is doing with the host copy; to be waited for before that is read or written.
+        last_load: the copy to the device that was started last; who overwrites the host copy waits for it.
+        claim: called when the program is about to use it, and raises, while an optimizer must have it to itself.
         ready: whether operators may read it now: on the device, arrived, and in the group that runs.
     """
 
@@ -70,6 +73,8 @@ class Slab:
         self.loading: Copy | None = None
         self.storing: Copy | None = None
         self.host_work: Future[None] | None = None
+        self.last_load: Copy | None = None
+        self.claim: Callable[[Slab], None] | None = None
         self._places: dict[Any, _Place] = {}
         offset = 0
         for key, tensor in tensors.items():
@@ -125,6 +130,11 @@ class Slab:
     def has(self, tensor: torch.Tensor) -> bool:
         """Whether `tensor` is a view of this slab."""
         return tensor.layout is torch.strided and storage_key(tensor) == self.storage_key
+
+    def check_claim(self) -> None:
+        """Raise if the program may not use it now."""
+        if self.claim is not None:
+            self.claim(self)
 
     def wait_for_host(self) -> None:
         """Return once nobody works on the host copy any more; if that failed, whoever started it tells."""

@@ -114,6 +114,7 @@ class Streamer:
         *,
         where: Where = "on_device",
         master_weights: torch.dtype | None = None,
+        during_backward: bool = False,
         **options: Any,
     ) -> StreamedOptimizer:
         """An optimizer over the model's trainable parameters that steps unit by unit.
@@ -126,6 +127,9 @@ class Streamer:
                 on; the bits are those of a plain optimizer over tensors in host memory.
             master_weights: step copies of the weights in this type (`torch.float32` for a model in bfloat16), which
                 become part of the state.
+            during_backward: with `on_host`, update a unit while backward goes on, as soon as its gradients are
+                complete; `step()` updates the rest. For programs in which each step is one forward, one backward and
+                `step()`, and nothing touches gradients or weights in between; whatever else is found is refused.
             **options: passed to `kind`.
 
         Raises:
@@ -138,7 +142,9 @@ class Streamer:
             )
         chosen = [p for p in self.model.parameters() if p.requires_grad] if params is None else params
         self._hangings.watch_gradients()
-        optimizer = StreamedOptimizer(self._engine, kind, chosen, options, where, master_weights)
+        optimizer = StreamedOptimizer(
+            self._engine, kind, chosen, options, where, master_weights, during_backward
+        )
         self._followers.append(optimizer)
         return optimizer
 

@@ -154,7 +154,11 @@ ONE_MISTAKE = [
         "8:7: train.lr: YAML tags are not supported",
         "a plain value",
     ),
-    (TRAIN + "  recompute: perhaps\n", "8:14: train.recompute: expected true or false, got 'perhaps'", ""),
+    (
+        TRAIN + "  optimizer_on: gpu\n",
+        "8:17: train.optimizer_on: expected one of device, host; got 'gpu'",
+        "",
+    ),
     (TRAIN + "  ? [a]\n  : b\n", "8:5: train: the name of a field must be a plain word", ""),
     (TRAIN.replace(MODEL, "seed: 0"), "2:1: model: neither a source nor a config is given", "write source:"),
     (

@@ -87,7 +87,7 @@ train_jobs = st.fixed_dictionaries(
                 "lr": amounts,
                 "grad_clip": st.none() | amounts,
                 "seed": seeds,
-                "recompute": st.booleans(),
+                "optimizer_on": st.sampled_from(["device", "host"]),
             },
         ),
     },

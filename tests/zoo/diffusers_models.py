@@ -90,7 +90,7 @@ _KINDS: dict[str, _Kind] = {
     ),
     "UNet1DModel": _Kind(
         {
-            "block_out_channels": (32, 64), "in_channels": 4, "out_channels": 4, "extra_in_channels": 16,
+            "block_out_channels": (8, 32), "in_channels": 4, "out_channels": 4, "extra_in_channels": 16,
             "sample_size": 16, "down_block_types": ("DownBlock1DNoSkip", "DownBlock1D"),
             "up_block_types": ("UpBlock1D", "UpBlock1DNoSkip"), "mid_block_type": "UNetMidBlock1D",
         },
@@ -102,7 +102,10 @@ _KINDS: dict[str, _Kind] = {
             "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
             "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
         },
-        lambda r: {"sample": r(4, 3, 8, 8), "timestep": torch.tensor(7), "encoder_hidden_states": r(5, 32)},
+        lambda r: {
+            "sample": r(4, 3, 8, 8), "timestep": torch.tensor(7),
+            "encoder_hidden_states": r(15, 32).view(6, 5, 32),
+        },
     ),
     "ControlNetModel": _Kind(
         {

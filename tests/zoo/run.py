@@ -53,7 +53,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.batch is not None:
         return _try_batch(options.batch)
-    before = {(row["library"], row["name"]): row for row in _read()}
+    listed = {(lib, name) for lib in LIBRARIES for name in library(lib).names()}
+    before = {key: row for row in _read() if (key := (row["library"], row["name"])) in listed}
     wanted = [
         f"{lib}/{name}"
         for lib in LIBRARIES

@@ -28,8 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES  # noqa: 
 _MOST_PARAMETERS = 16_000_000
 _ROWS, _LENGTH = 2, 16
 
-#: Not models of their own, or wrappers of another library's.
-_LEFT_OUT = {"timm_backbone", "timm_wrapper", "vision-text-dual-encoder"}
+#: Wrappers of other models; and one that with random weights speaks for minutes.
+_LEFT_OUT = {"timm_backbone", "timm_wrapper", "vision-text-dual-encoder", "vits"}
 
 _CONVOLUTIONS = {
     "use_timm_backbone": False, "backbone": None, "use_pretrained_backbone": False, "backbone_kwargs": None,
