@@ -33,7 +33,7 @@ from superpipe_cluster.streaming.guard import GUARD
 from superpipe_cluster.streaming.host_steps import ByUnit, HostSteps, Member, snapshot
 from superpipe_cluster.streaming.slab import Slab
 
-_OFF = "make the optimizer with during_backward=False"
+_OFF = "make the optimizer with during_backward=False, or call its update_in_step()"
 _NO_BACKWARD = -1  # autograd's number of the backward that runs now, if there is none
 
 
@@ -66,6 +66,7 @@ class EarlyUpdates:
         self._groups = groups
         self._host = host
         self._handles: dict[nn.Parameter, Any] = {}
+        self._on = True
         self._rehearsed = False
         self._backward: int | None = None  # the one since the last step, by autograd's number
         self._members: dict[int, list[Member]] = {}
@@ -90,8 +91,8 @@ class EarlyUpdates:
 
     def _gradient_is_there(self, parameter: torch.Tensor) -> None:
         unit = self._engine.unit_of.get(parameter)  # type: ignore[call-overload]
-        if GUARD.resting or self._spoilt is not None or unit is None:
-            return  # nothing is claimed: all is left to `step()`
+        if GUARD.resting or not self._on or self._spoilt is not None or unit is None:
+            return  # nothing more is claimed: all is left to `step()`
         backward = torch._C._current_graph_task_id()
         if backward != self._backward:
             if _is_nested():
@@ -141,10 +142,10 @@ class EarlyUpdates:
     # ---- the end of the step ------------------------------------------------------------------------
 
     def end_step(self, by_unit: ByUnit) -> ByUnit:
-        """`step()` is called, and what has begun is part of it.
+        """`step()` is called, and what has begun is part of it: start updating the rest, and wait for nothing.
 
         Returns:
-            What of `by_unit` is left to update.
+            What the host cannot update.
 
         Raises:
             Unstreamable: gradients or options have been changed since; or it was refused to go on before.
@@ -165,7 +166,11 @@ class EarlyUpdates:
         self._forget()
         self.watch()
         self._host.tell_failures()
-        return left
+        return self._host.start_all(left)
+
+    def switch_off(self) -> None:
+        """Leave all to `step()` from now on; what has begun ends with it."""
+        self._on = False
 
     def give_up(self) -> None:
         """The state of the optimizer, and then the model's, are loaded again: there is nothing to go on with."""

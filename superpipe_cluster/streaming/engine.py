@@ -20,7 +20,7 @@ from superpipe_cluster.streaming.device import Copy, Device
 from superpipe_cluster.streaming.homes import Home
 from superpipe_cluster.streaming.order import AccessOrder
 from superpipe_cluster.streaming.residency import Residency
-from superpipe_cluster.streaming.schedule import Action, Evict, Fetch, Policy, View
+from superpipe_cluster.streaming.schedule import Action, Clean, Evict, Fetch, Policy, View
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
 
@@ -383,6 +383,10 @@ class Engine(Residency):
         if isinstance(action, Evict):
             self._evict(self.slabs[action.slab])
             return
+        if isinstance(action, Clean):
+            self._store_if_changed(self.slabs[action.slab])
+            self._is_under_way(self.slabs[action.slab].storing)
+            return
         for number in action.slabs:
             self._load(self.slabs[number])
         if not self.policy.overlaps:
@@ -405,11 +409,11 @@ class Engine(Residency):
             super()._allocate(slab)
 
     def _leave_group(self) -> None:
-        everything_fits = self.window.everything_fits
+        back_at_once = self.policy.writes_back_at_once and not self.window.everything_fits
         for number in self._group:
             slab = self.slabs[number]
             slab.ready = False
-            if slab.dirty and not everything_fits:
+            if slab.dirty and back_at_once:
                 self._store_if_changed(slab)
         self._group = {}
         self._group_units = set()

@@ -91,12 +91,20 @@ class HostSteps:
         unit = self._engine.unit_of.get(parameter)
         return unit is not None and self._engine.weights[unit].has(parameter)
 
-    def start_all(self, by_unit: ByUnit) -> ByUnit:
-        """Start updating what can be updated here.
+    def end_step(self, by_unit: ByUnit) -> ByUnit:
+        """`step()` is called: start updating what can be updated here, once the updates of the last step are done.
 
         Returns:
             The rest.
+
+        Raises:
+            Exception: whatever an update of the last step raised.
         """
+        self.finish()
+        return self.start_all(by_unit)
+
+    def start_all(self, by_unit: ByUnit) -> ByUnit:
+        """Start updating what can be updated here; returns the rest."""
         units: dict[int, list[Member]] = {}
         rest: list[Member] = []
         for unit, members in by_unit:

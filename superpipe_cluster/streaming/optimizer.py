@@ -115,11 +115,7 @@ class StreamedOptimizer(torch.optim.Optimizer):
         if self._host is not None:
             GUARD.wake()
             with GUARD.own_work():
-                if self._early is not None:
-                    members_of = self._early.end_step(members_of)
-                else:
-                    self._host.finish()
-                members_of = self._host.start_all(members_of)
+                members_of = (self._early or self._host).end_step(members_of)
         if GUARD.resting:
             if all(
                 one[1] in self._settled for unit, members in members_of for one in members if unit is not None
@@ -135,6 +131,11 @@ class StreamedOptimizer(torch.optim.Optimizer):
             if unit is not None and fresh:
                 self._first_step(unit, fresh)
         return loss
+
+    def update_in_step(self) -> None:
+        """Go on as with `during_backward=False`; a step whose updates have begun still has to be ended by `step()`."""
+        if self._early is not None:
+            self._early.switch_off()
 
     def state_dict(self) -> dict[str, Any]:
         """The wrapped optimizer's `state_dict`, its tensors in host memory (the streamed ones share the host copy)."""

@@ -41,7 +41,14 @@ class Evict:
     slab: int
 
 
-Action = Fetch | Evict
+@dataclass(frozen=True)
+class Clean:
+    """Start bringing the host copy of this slab up to date, so that it can be given up soon without a wait."""
+
+    slab: int
+
+
+Action = Fetch | Evict | Clean
 
 
 @dataclass
@@ -130,7 +137,7 @@ class View:
         window: what is held; a policy never changes it.
         future: what comes next.
         pinned: slabs in use at this moment; never evicted.
-        busy: tells whether a slab is still being copied, so that evicting it now would block.
+        busy: tells whether a slab has changed or is still being copied, so that evicting it now would block.
         arriving: tells whether a slab is on its way to the device.
     """
 
@@ -203,6 +210,8 @@ class Policy:
 
     #: Whether copies run beside the computation; if not, every fetch is waited for at once.
     overlaps: ClassVar[bool] = True
+    #: Whether what a unit changed goes back to the host as soon as it has run, and not only when it has to leave.
+    writes_back_at_once: ClassVar[bool] = True
 
     def miss(self, view: View, slab: int) -> Iterator[Action]:
         """`slab` is needed now and is not held. Without a final `Fetch` of it, there was no room to make."""
@@ -233,15 +242,19 @@ _FURTHEST_LEAD = 1 << 10  # units; as good as no limit
 class OptimalPolicy(Policy):
     """Integrated prefetching and caching, `k_prime` units per batch where there is time for that.
 
-    The four rules say in which order and at whose expense. Two more say when, for a choice of what to evict is the
+    The four rules say in which order and at whose expense. Three more say when, for a choice of what to evict is the
     better the later it is made:
 
     * One batch at a time (`in_flight`). What would only queue behind another copy is not started; where the link is the
       bottleneck this keeps a resident set, interleaved with what is streamed.
+    * What has changed is sent back when it is next to leave, while the batch before it is still arriving; what stays is
+      not sent at all.
     * No further ahead than `lead` units. The lead grows when the computation had to wait and shrinks after many steps
       in which it never did; where the computation is the bottleneck this keeps the loads near their minimum, and so
       leaves the link to others.
     """
+
+    writes_back_at_once = False
 
     def __init__(self, k_prime: int = 1, in_flight: int = 1) -> None:
         self._k_prime = k_prime
@@ -261,7 +274,10 @@ class OptimalPolicy(Policy):
             self._cursor = max(self._cursor, future.position)
             while self._cursor < len(future.sequence) and future.sequence[self._cursor] in window.held:
                 self._cursor += 1
-            if self._cursor == len(future.sequence) or self._link_is_taken(view) or self._is_early(view):
+            if self._cursor == len(future.sequence) or self._is_early(view):
+                return
+            if self._link_is_taken(view):
+                yield from self._clean(view)
                 return
             batch, last = self._next_batch(view)
             victims = view.victims_for(batch, needed_at=last, blocking=False)
@@ -269,9 +285,16 @@ class OptimalPolicy(Policy):
                 batch = batch[:1]
                 victims = view.victims_for(batch, needed_at=self._cursor, blocking=False)
             if victims is None:
+                yield from self._clean(view)
                 return
             yield from map(Evict, victims)
             yield Fetch(tuple(batch))
+
+    def _clean(self, view: View) -> Iterator[Action]:
+        """What will have to leave for the sake of the next unit."""
+        ahead, end = view.units_ahead(self._cursor, 1)
+        missing = [slab for slab in ahead if slab not in view.window.held]
+        yield from map(Clean, view.victims_for(missing, needed_at=end - 1, blocking=True) or ())
 
     def look_again(self) -> None:
         """What lay before the cursor may be missing again."""

@@ -129,7 +129,8 @@ class Streamer:
                 become part of the state.
             during_backward: with `on_host`, update a unit while backward goes on, as soon as its gradients are
                 complete; `step()` updates the rest. For programs in which each step is one forward, one backward and
-                `step()`, and nothing touches gradients or weights in between; whatever else is found is refused.
+                `step()`, and nothing touches gradients or weights in between; whatever else is found is refused. An
+                optimizer that is made later over the same parameters ends it.
             **options: passed to `kind`.
 
         Raises:
@@ -145,6 +146,9 @@ class Streamer:
         optimizer = StreamedOptimizer(
             self._engine, kind, chosen, options, where, master_weights, during_backward
         )
+        for follower in self._followers:
+            if isinstance(follower, StreamedOptimizer) and _shared_by(follower, optimizer):
+                follower.update_in_step()  # whoever steps them next is known by `step()` alone
         self._followers.append(optimizer)
         return optimizer
 
@@ -259,3 +263,11 @@ def move(tensor: torch.Tensor, device: torch.device) -> None:
         gradient, tensor.grad = tensor.grad, None
         tensor.data = tensor.data.to(device)
         tensor.grad = None if gradient is None else gradient.to(device)
+
+
+def _shared_by(one: torch.optim.Optimizer, other: torch.optim.Optimizer) -> set[nn.Parameter]:
+    first, second = (
+        {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        for optimizer in (one, other)
+    )
+    return first & second

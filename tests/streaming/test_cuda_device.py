@@ -13,7 +13,7 @@ from torch import nn
 from streaming.fake_cuda import FakeCuda
 from streaming.twins import Blocks, assert_equal, assert_same_run, batch, mean_square, train
 from superpipe_cluster.errors import BudgetTooSmall
-from superpipe_cluster.streaming import StreamStats, cuda_device, cuda_memory, stream, streamer
+from superpipe_cluster.streaming import StreamStats, cuda_device, cuda_memory, opening, stream
 from superpipe_cluster.streaming.cuda_device import CONTEXT_BYTES, CudaDevice
 
 MIB = 1 << 20
@@ -34,7 +34,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
         monkeypatch.delenv(name, raising=False)
     # Its tensors are in RAM, all else is the CUDA device's own code.
     monkeypatch.setattr(
-        streamer,
+        opening,
         "CudaDevice",
         lambda _, budget, **options: CudaDevice(torch.device("cpu", 0), budget, **options),
     )

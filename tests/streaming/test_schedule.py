@@ -11,7 +11,7 @@ from torch import nn
 from superpipe_cluster.streaming.clock_device import ClockDevice, LinkSpeed
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.order import NEVER, AccessOrder, Future
-from superpipe_cluster.streaming.schedule import Evict, Policy, PolicyName, View, Window, make_policy
+from superpipe_cluster.streaming.schedule import Clean, Evict, Policy, PolicyName, View, Window, make_policy
 from superpipe_cluster.streaming.units import Unit
 
 UNIT_BYTES = 256
@@ -41,6 +41,9 @@ class Simulation:
             if isinstance(action, Evict):
                 assert action.slab not in view.pinned
                 self.window.drop(action.slab)
+                continue
+            if isinstance(action, Clean):
+                assert action.slab in self.window.held
                 continue
             for slab in action.slabs:
                 self.window.hold(slab)
