@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-gpu bench-gpu lint format clean
+.PHONY: help demo test test-long test-gpu bench-gpu bench zoo lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,16 @@ test-gpu: $(VENV)/.test ## The tests that need a CUDA device
 
 bench-gpu: $(VENV)/.runtime ## The paper's tables and the rivals on a CUDA device (8 minutes)
 	$(BIN)/python bench/gpu --quick
+
+bench: $(VENV)/.test ## How close the runtime comes to its bounds, on virtual devices (half an hour, on an idle machine)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/streaming.py --out bench/results
+	OMP_NUM_THREADS=1 $(BIN)/python bench/overhead.py --out bench/results
+	OMP_NUM_THREADS=1 $(BIN)/python bench/forecast.py --json bench/results/forecast-virtual.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/batch_transfer.py --device cpu
+
+zoo: $(VENV)/.test ## Every kind of model there is, streamed and compared bit for bit (an hour)
+	$(PIP) --no-deps timm torchvision
+	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/run.py
 
 lint: $(VENV)/.lint ## Set up, then ruff, pyright and the import rules
 	$(BIN)/ruff check

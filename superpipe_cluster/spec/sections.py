@@ -111,7 +111,7 @@ class TrainSection(StrictModel):
     log_every: Count = 10
     """Steps between two reports of the loss."""
     optimizer_on: Literal["device", "host"] = "device"
-    """Where the optimizer computes; on the host its state never crosses the link, and last bits may differ from a GPU's."""
+    """Where the optimizer computes; on the host its state never crosses the link, and last bits differ from a GPU's."""
 
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:

@@ -47,20 +47,14 @@ def window_of(
     fits, budget = len(sizes), budget_bytes
     if budget is not None:
         resident = overhead_bytes + sum(tensor.nbytes for tensor in parts.resident.values())
-        largest = max(
-            (
-                unit.nbytes + sum(p.nbytes for p in unit.parameters.values() if p.requires_grad)
-                for unit in parts.units
-            ),
-            default=0,
-        )
+        largest = sizes[-1] if sizes else 0
         everything = sum(sizes) + resident
         needed = everything if terms.policy == "whole" else resident + largest
         if needed > budget:
-            what = "the whole model" if terms.policy == "whole" else "its largest unit with its gradients"
+            what = "the whole model" if terms.policy == "whole" else "its largest unit"
             raise BudgetTooSmall(
                 f"the budget of {budget} bytes cannot hold {what}: at least {needed} bytes are needed, "
-                "activations not counted",
+                "activations, gradients and optimizer state not counted",
                 needed_bytes=needed,
                 hint=f"give more than {needed} bytes",
             )

@@ -18,14 +18,12 @@ from typing_extensions import override
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory, Unstreamable
 from superpipe_cluster.streaming.device import Copy, Device
 from superpipe_cluster.streaming.homes import Home
+from superpipe_cluster.streaming.need import Need
 from superpipe_cluster.streaming.order import AccessOrder
 from superpipe_cluster.streaming.residency import Residency
 from superpipe_cluster.streaming.schedule import Action, Clean, Evict, Fetch, Policy, View
 from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
-
-#: Programs keep a little more from step to step (losses, say): this part of the measured minimum is added to it.
-_SPARE = 50
 
 
 class Engine(Residency):
@@ -50,11 +48,7 @@ class Engine(Residency):
         #: The copy (or update on the host) that prefetching stopped for: once it is done, the next operator on slabs
         #: lets it go on.
         self.waits_for: Copy | Future[None] | None = None
-        self._others_peak = 0  # most bytes of everything else, in the last whole step and in this one
-        self._others_peak_before = 0
-        self._least = 0  # bytes of the worst moment if nothing but operands were held; likewise
-        self._least_before = 0
-        self._others_at_begin = 0
+        self.need = Need()
         self._moved_before = -1  # bytes that the link had carried to the device when this step began
 
     # ---- what the program does --------------------------------------------------------------------
@@ -72,9 +66,7 @@ class Engine(Residency):
         self.order.begin_step()
         self.policy.begin_step()
         self.operands = ()
-        self._others_peak_before, self._others_peak = self._others_peak, self._others_now()
-        self._others_at_begin = self._others_peak
-        self._least_before, self._least = self._least, self._others_peak
+        self.need.begin_step(self._others_now())
 
     def require(self, slabs: Sequence[Slab]) -> None:
         """Return once `slabs` are on the device and whatever is computed next may read them.
@@ -219,17 +211,8 @@ class Engine(Residency):
         Raises:
             BudgetTooSmall: a moment of this step or of the last one needed more.
         """
-        measured = max(self._least, self._least_before, self._others_now())
-        if self._least:  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
-            measured = max(measured, self._others_at_begin + self._largest_unit_bytes())
-        needed = measured + measured // _SPARE
-        if budget_bytes is not None and budget_bytes < needed:
-            raise BudgetTooSmall(
-                f"a budget of {budget_bytes} bytes is less than the {needed} bytes that this model and its activations "
-                "need at some moment of a step",
-                needed_bytes=needed,
-                hint=f"give at least {needed} bytes; a smaller batch needs fewer from the second step on",
-            )
+        if budget_bytes is not None:
+            self.need.check(budget_bytes, self._others_now(), self._largest_unit_bytes())
 
     def _largest_unit_bytes(self) -> int:
         of_unit: dict[int, int] = defaultdict(int)
@@ -281,15 +264,18 @@ class Engine(Residency):
         """Send `slabs` away, their host copies up to date, for the host to read or overwrite.
 
         Raises:
-            Unstreamable: the thread that runs the model may be reading them, unwatched.
+            Unstreamable: the thread that runs the model may be reading them, unwatched; or an optimizer has one to
+                itself.
         """
+        slabs = list(slabs)
+        for slab in slabs:
+            slab.check_claim()
         if self.unwatched:
             raise Unstreamable(
                 "another thread is running this model and its parameters cannot be taken away under it",
                 hint="ask for the pointer in the thread that runs the model, or clone() the tensor",
             )
         self._leave_group()
-        slabs = list(slabs)
         self.flush(slabs)
         for slab in slabs:
             if slab.number in self.window.held:
@@ -301,8 +287,7 @@ class Engine(Residency):
         budget = self.device.budget_bytes
         if budget is None:
             return None
-        others = max(self._others_now(), self._others_peak, self._others_peak_before)
-        return budget - self.device.spare_bytes - others
+        return budget - self.device.spare_bytes - self.need.most_others(self._others_now())
 
     # ---- moving -----------------------------------------------------------------------------------
 
@@ -424,12 +409,7 @@ class Engine(Residency):
         return self.device.used_bytes() - self.window.bytes
 
     def _note_others(self) -> None:
-        others = self._others_now()
-        if others > self._others_peak:
-            self._others_peak = others
-        least = others + sum(slab.nbytes for slab in self.operands)
-        if least > self._least:
-            self._least = least
+        self.need.note(self._others_now(), sum(slab.nbytes for slab in self.operands))
 
 
 def may_be_taken(gradient: torch.Tensor | None, parameter: torch.Tensor) -> bool:

@@ -19,6 +19,7 @@ different last bits. So these run with the dispatch keys that they would have ha
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -109,6 +110,25 @@ class ReadGuard(Watch):
         """Whether any model is streamed."""
         return bool(self._engines)
 
+    def guards(self, engine: Engine) -> bool:
+        """Whether the model of `engine` is streamed."""
+        return engine in self._engines
+
+    @property
+    def at_work_here(self) -> bool:
+        """Whether this thread is just doing something with slabs."""
+        return self.lock._is_owned()  # type: ignore[attr-defined]
+
+    def forget_after_fork(self) -> None:
+        """Guard nothing of what the parent streams, and refuse to read it; see [Note: forked]."""
+        self.lock = threading.RLock()  # another thread of the parent's may have held it
+        for engine in self._engines:
+            engine.before_forward.insert(0, _refuse_in_child)
+        for place in self._places.values():
+            place.slab.claim, place.slab.ready = _refuse_in_child, False
+        self._engines, self._live, self._counting = [], {}, None
+        self.resting, self._wake_wanted, self._at_waking = False, False, []
+
     def leave_if_idle(self) -> None:
         """Leave this thread if there is nothing to guard."""
         if not self._engines:
@@ -123,8 +143,8 @@ class ReadGuard(Watch):
 
     def settle(self, engine: Engine) -> None:
         """Bring the count of `engine`'s device bytes up to date with the tensors that have died."""
-        if engine in self._live:
-            with self.lock:
+        with self.lock:
+            if engine in self._live:
                 self._live[engine].settle()
 
     def begin_step(self, engine: Engine) -> None:
@@ -168,12 +188,14 @@ class ReadGuard(Watch):
             self._wake_wanted = True
             return False
         self.resting = self._wake_wanted = False
-        with self.own_work():
-            for engine in self._engines:
-                engine.wake()
-            while self._at_waking:
-                self._at_waking.pop(0)()
-        self.join()
+        try:
+            with self.own_work():
+                for engine in self._engines:
+                    engine.wake()
+                while self._at_waking:
+                    self._at_waking.pop(0)()
+        finally:
+            self.join()
         return True
 
     def when_awake(self, work: Callable[[], None]) -> None:
@@ -337,6 +359,14 @@ class _OwnWork:
         self._lock.release()
 
 
+def _refuse_in_child(_: Slab | None = None) -> None:
+    raise Unstreamable(
+        "a process that is forked from one that streams a model cannot use that model: its parameters come and go in "
+        "the parent",
+        hint="use the model in the parent; workers of a DataLoader may do all else",
+    )
+
+
 def _refuse_gradient(func: OpOverload, args: Any) -> None:
     values = args[0]
     if torch.is_grad_enabled() and values.requires_grad and values.dim():
@@ -348,3 +378,4 @@ def _refuse_gradient(func: OpOverload, args: Any) -> None:
 
 #: The one guard of this process.
 GUARD = ReadGuard()
+os.register_at_fork(after_in_child=GUARD.forget_after_fork)

@@ -35,6 +35,7 @@ SMALLEST_BYTES = 1 << 20
 #: Bytes that may be on their way in each direction: this share of the budget, or this many of the largest storage.
 _SHARE_ON_THE_WAY = 1 / 16
 _LARGEST_ON_THE_WAY = 2
+_SHORT_LINE = 64  # storages; fewer are never worth looking through for dead ones
 
 
 class Offload:
@@ -54,6 +55,9 @@ class Offload:
         self._line: list[weakref.ref[_Stored]] = []  # in the order of saving
         self._leaving: deque[tuple[weakref.ref[_Stored], Copy, torch.Tensor]] = deque()
         self._leaving_bytes = 0
+        # What autograd saved dies at any moment and in any thread, perhaps the one that copies: that only leaves a note.
+        self._unread: deque[tuple[Copy, torch.Tensor | None]] = deque()
+        self._longest_line = _SHORT_LINE
         self._largest_bytes = 0
         engine.on_pressure = self.give_way
 
@@ -73,12 +77,17 @@ class Offload:
         """Nothing that could fail is under way."""
 
     def tidy(self) -> None:
-        """Let go of what has gone to host memory."""
+        """Let go of what has gone to host memory, and of what was fetched for nothing."""
         with GUARD.own_work():
+            while self._unread:
+                copy, memory = self._unread.popleft()
+                copy.wait()  # the memory may be used for something else at once
+                del memory
             self._let_leave(self._on_the_way_bytes())
 
     def give_way(self) -> None:
         """Let go of all device memory that is not in use: wait for what leaves, drop what was fetched ahead."""
+        self.tidy()
         with GUARD.own_work():
             self._let_leave(0)
             for reference in self._line:
@@ -121,16 +130,25 @@ class Offload:
         flat = _bytes_of(tensor.untyped_storage())
         self._largest_bytes = max(self._largest_bytes, flat.numel())
         self._let_leave(max(0, self._on_the_way_bytes() - flat.numel()))
-        stored = _Stored(tensor, self._buffers, self._buffers.take(flat.numel()))
+        stored = _Stored(tensor, self._buffers, self._buffers.take(flat.numel()), self._unread)
         stored.leaving = engine.device.store(stored.host, flat)
         self._leaving.append((weakref.ref(stored), stored.leaving, flat))
         self._leaving_bytes += flat.numel()
-        while self._line and self._line[-1]() is None:
-            self._line.pop()
-        stored.number = len(self._line)
-        self._line.append(weakref.ref(stored))
+        self._line_up(stored)
         self._stored[storage_key(tensor)] = stored
         return stored
+
+    def _line_up(self, stored: _Stored) -> None:
+        while self._line and self._line[-1]() is None:
+            self._line.pop()
+        if len(self._line) >= self._longest_line:  # behind what a program keeps, others may have gone
+            living = [one for reference in self._line if (one := reference()) is not None]
+            for number, one in enumerate(living):
+                one.number = number
+            self._line = [weakref.ref(one) for one in living]
+            self._longest_line = max(_SHORT_LINE, 2 * len(living))
+        stored.number = len(self._line)
+        self._line.append(weakref.ref(stored))
 
     def _let_leave(self, limit_bytes: int) -> None:
         """Let go of what has gone, and wait for more if over `limit_bytes` are still on their way."""
@@ -207,7 +225,13 @@ class Offload:
 class _Stored:
     """One storage in host memory."""
 
-    def __init__(self, tensor: torch.Tensor, buffers: HostBuffers, host: torch.Tensor) -> None:
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        buffers: HostBuffers,
+        host: torch.Tensor,
+        unread: deque[tuple[Copy, torch.Tensor | None]],
+    ) -> None:
         self.number = -1
         self.host = host
         self.leaving: Copy | None = None
@@ -217,6 +241,7 @@ class _Stored:
         self.kept: torch.Tensor | None = None
         self.savers = 0
         self._buffers = buffers
+        self._unread = unread
         self._witness, self._version = _witness(tensor), tensor._version
 
     def is_of(self, tensor: torch.Tensor) -> bool:
@@ -236,7 +261,8 @@ class _Stored:
         self.kept = None
 
     def __del__(self) -> None:
-        self.drop()
+        if self.arriving is not None:
+            self._unread.append((self.arriving, self.kept))
         self._buffers.give(self.host)
 
 

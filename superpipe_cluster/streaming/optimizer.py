@@ -185,7 +185,9 @@ class StreamedOptimizer(torch.optim.Optimizer):
                     entries = dict(state_dict["state"][number])
                     if MASTER in entries:
                         self._masters.entries[parameter] = {
-                            MASTER: entries.pop(MASTER).detach().to("cpu", copy=True)
+                            MASTER: self._on_host(entries.pop(MASTER))
+                            .detach()
+                            .to(self._home_of(parameter), copy=True)
                         }
                     self.state[parameter] = {
                         name: self._loaded(parameter, number, name, value, state_dict["param_groups"])
@@ -235,7 +237,7 @@ class StreamedOptimizer(torch.optim.Optimizer):
         if self._host is None:
             return 0
         stores = (*self.state.values(), *self._masters.entries.values())
-        entries = [value for state in stores for value in state.values()]
+        entries = [value for state in stores for value in list(state.values())]  # threads add to them
         return sum(value.nbytes for value in entries if isinstance(value, torch.Tensor))
 
     def finish(self) -> None:
@@ -313,14 +315,18 @@ class StreamedOptimizer(torch.optim.Optimizer):
 
     def _first_step(self, unit: int, members: list[Member]) -> None:
         """Parameter by parameter, so that fresh state never takes more of the device than one parameter's."""
-        for member in members:
-            self._step([member])
+        stepped: list[nn.Parameter] = []
+        try:
+            for member in members:
+                self._step([member])
+                stepped.append(member[1])
+                with GUARD.own_work():
+                    for store, name in self._entries(member[1]):
+                        if _is_streamed(store, name):
+                            store[name] = store[name].to("cpu", copy=True)
+        finally:
             with GUARD.own_work():
-                for store, name in self._entries(member[1]):
-                    if _is_streamed(store, name):
-                        store[name] = store[name].to("cpu", copy=True)
-        with GUARD.own_work():
-            self._adopt_state(unit, [parameter for _, parameter in members])
+                self._adopt_state(unit, stepped)
 
     def _step_whole(self, closure: Callable[[], Any] | None) -> Any:
         self._inner.param_groups = self.param_groups
@@ -371,18 +377,27 @@ class StreamedOptimizer(torch.optim.Optimizer):
         """What torch's own `load_state_dict` would make of `value`, but in host memory if it will be streamed."""
         if not isinstance(value, torch.Tensor):
             return value
+        value = self._on_host(value)  # it may be of this very optimizer
         if value.numel() > 1 and name != "step":
             dtype = self._masters.dtype if self._masters.wanted(parameter) else parameter.dtype
-            return value.detach().to("cpu", dtype if parameter.is_floating_point() else None, copy=True)
+            return value.detach().to(
+                self._home_of(parameter), dtype if parameter.is_floating_point() else None, copy=True
+            )
         return self._process_value_according_to_param_policy(parameter, value, number, groups, name).clone()
+
+    def _home_of(self, parameter: nn.Parameter) -> torch.device:
+        """Where state of `parameter` is put that comes from elsewhere."""
+        assert self._engine is not None
+        return torch.device("cpu") if parameter in self._engine.unit_of else parameter.device
 
     @staticmethod
     def _on_host(value: Any) -> Any:
+        """The tensor's twin in host memory, up to date; what is in no slab stays where it is."""
         place = GUARD.place_of(value) if isinstance(value, torch.Tensor) else None
-        if place is None or place.on_host:
+        if place is None:
             return value
         GUARD.hand_out(place.engine, place.slab)
-        return place.slab.on_host(value)
+        return value if place.on_host else place.slab.on_host(value)
 
 
 def _is_streamed(state: dict[str, Any], name: str) -> bool:

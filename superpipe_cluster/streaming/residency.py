@@ -163,8 +163,7 @@ class Residency:
 
     def _load(self, slab: Slab) -> None:
         if slab.storing is not None:
-            slab.storing.wait()
-            slab.storing = None
+            slab.storing.wait()  # kept: that the device comes after it does not mean that the host may read already
         self._allocate(slab)
         self.window.hold(slab.number)
         if slab.part == "weights":

@@ -169,7 +169,7 @@ class View:
             and self.future.next_use(held) > needed_at
         ]
         # A unit leaves only with its last slab, so where units are counted the slabs of one go together.
-        key = self.future.next_use if window.max_units is None else self._next_use_of_unit
+        key = self.future.next_use if window.max_units is None else self._next_use_by_unit()
         candidates.sort(key=key, reverse=True)  # stable: among equals, the least recently used first
         chosen: list[int] = []
         for held in candidates:
@@ -182,10 +182,12 @@ class View:
                 return chosen
         return None
 
-    def _next_use_of_unit(self, slab: int) -> tuple[int, int]:
-        unit = self.window.unit_of[slab]
-        mates = (held for held in self.window.held if self.window.unit_of[held] == unit)
-        return min(self.future.next_use(mate) for mate in mates), unit
+    def _next_use_by_unit(self) -> Callable[[int], tuple[int, int]]:
+        unit_of, first_use = self.window.unit_of, dict[int, int]()
+        for held in self.window.held:
+            use = self.future.next_use(held)
+            first_use[unit_of[held]] = min(use, first_use.get(unit_of[held], use))
+        return lambda slab: (first_use[unit_of[slab]], unit_of[slab])
 
     def units_ahead(self, start: int, count: int) -> tuple[list[int], int]:
         """The slabs of the next `count` different units from position `start`, and the position where they end."""
@@ -249,9 +251,9 @@ class OptimalPolicy(Policy):
       bottleneck this keeps a resident set, interleaved with what is streamed.
     * What has changed is sent back when it is next to leave, while the batch before it is still arriving; what stays is
       not sent at all.
-    * No further ahead than `lead` units. The lead grows when the computation had to wait and shrinks after many steps
-      in which it never did; where the computation is the bottleneck this keeps the loads near their minimum, and so
-      leaves the link to others.
+    * Room is made no further ahead than `lead` units; what is free is filled at once. The lead grows when the
+      computation had to wait and shrinks after many steps in which it never did; where the computation is the
+      bottleneck this keeps the loads near their minimum, and so leaves the link to others.
     """
 
     writes_back_at_once = False
@@ -274,12 +276,14 @@ class OptimalPolicy(Policy):
             self._cursor = max(self._cursor, future.position)
             while self._cursor < len(future.sequence) and future.sequence[self._cursor] in window.held:
                 self._cursor += 1
-            if self._cursor == len(future.sequence) or self._is_early(view):
+            if self._cursor == len(future.sequence):
+                return
+            batch, last = self._next_batch(view)
+            if self._is_early(view) and not window.has_room(batch):
                 return
             if self._link_is_taken(view):
                 yield from self._clean(view)
                 return
-            batch, last = self._next_batch(view)
             victims = view.victims_for(batch, needed_at=last, blocking=False)
             if victims is None and len(batch) > 1 and self._imminent(view):
                 batch = batch[:1]

@@ -5,8 +5,10 @@ Owns what can be asked of it, statistics, and giving the model back. How it is t
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -97,13 +99,18 @@ class Streamer:
         )
         self._hangings = Hangings(model, engine, recomputed, self._offload)
         # Nothing that the guard reaches refers to the model or to this object, so both can die.
-        self._give_back = weakref.finalize(model, give_back, engine, self._followers)
-        self._give_back.atexit = False
+        self._death = weakref.finalize(model, _give_back_when_free, engine, self._followers)
+        self._death.atexit = False
 
     @property
     def device(self) -> torch.device:
         """Where inputs must be."""
         return self._engine.device.torch_device
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether the model is streamed still, by this process."""
+        return self._death.alive and GUARD.guards(self._engine)
 
     # ---- use ------------------------------------------------------------------------------------------
 
@@ -137,7 +144,7 @@ class Streamer:
             Unstreamable: `kind` calls the model in the middle of its step, or the streamer is closed.
             BadInput: a keyword has no meaning.
         """
-        if not self._give_back.alive:
+        if not self._is_open:
             raise Unstreamable(
                 "this streamer is closed", hint="make a plain optimizer, or stream() the model again"
             )
@@ -169,24 +176,32 @@ class Streamer:
             Unstreamable: the streamer is closed.
             BadInput: no size.
         """
-        if not self._give_back.alive:
+        if not self._is_open:
             raise Unstreamable("this streamer is closed", hint="stream() the model again with the new budget")
         budget_bytes = None if budget is None else bytes_of(budget)
         check_counts(budget=budget_bytes, k=k)
         terms = replace(self._terms, k=k)
-        GUARD.settle(self._engine)
-        self._engine.check_budget(budget_bytes)
+        with GUARD.own_work():
+            GUARD.settle(self._engine)
+            self._engine.check_budget(budget_bytes)
         policy = policy_for(self._parts, self._engine.device, budget_bytes, terms)
         GUARD.when_awake(partial(self._engine.resize, budget_bytes, k, policy))
         self._terms = terms
 
     def stats(self) -> StreamStats:
         """What has happened so far."""
+        engine = self._engine
+        with (
+            GUARD.own_work() if self._is_open else nullcontext()
+        ):  # all at one moment, whoever runs the model
+            if self._is_open:
+                if self._offload is not None:
+                    self._offload.tidy()
+                GUARD.settle(engine)
+            return self._count()
+
+    def _count(self) -> StreamStats:
         engine, device = self._engine, self._engine.device
-        if self._give_back.alive:
-            if self._offload is not None:
-                self._offload.tidy()
-            GUARD.settle(engine)
         k, k_prime = window_of(self._parts, device.overhead_bytes, device.budget_bytes, self._terms)
         return StreamStats(
             units=self._units,
@@ -212,14 +227,15 @@ class Streamer:
 
         Tensors that the program took from the model before (views of weights, old gradients, graphs) keep their values.
         """
-        if not self._give_back.alive:
+        if not self._is_open:
             return
         self._hangings.remove()
         try:
             for follower in self._followers:
                 follower.finish()
         finally:
-            self._give_back()
+            self._death.detach()
+            give_back(self._engine, self._followers)
             for tensor in (*self.model.parameters(), *self.model.buffers()):
                 move(tensor, torch.device("cpu"))  # what always stayed on the device
             GUARD.leave_if_idle()
@@ -233,6 +249,8 @@ class Streamer:
 
 def give_back(engine: Engine, followers: Iterable[StreamedOptimizer | Offload] = ()) -> None:
     """End the streaming of `engine`: parameters, gradients and the optimizers' state are ordinary host memory again."""
+    if not GUARD.guards(engine):
+        return  # it is the parent's, see [Note: forked]
     with GUARD.own_work(), torch.inference_mode(False):
         engine.flush()
         engine.home.finish()
@@ -255,6 +273,18 @@ def give_back(engine: Engine, followers: Iterable[StreamedOptimizer | Offload] =
             release_exits()
         engine.dissolve()
     engine.device.close()
+
+
+def _give_back_when_free(engine: Engine, followers: Iterable[StreamedOptimizer | Offload]) -> None:
+    """`give_back`, as soon as nobody is in the middle of anything that it would change or wait for.
+
+    The model has died, and the collector calls this in whatever thread it happens to run in: perhaps one that copies,
+    or one that is just moving slabs.
+    """
+    if GUARD.at_work_here or threading.current_thread().name.startswith("spcluster-"):
+        threading.Thread(target=give_back, args=(engine, followers), name="spcluster-close").start()
+    else:
+        give_back(engine, followers)
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> None:

@@ -6,8 +6,6 @@ The device itself refuses any byte beyond the budget in force, and what was evic
 from __future__ import annotations
 
 import copy
-import gc
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -57,35 +55,39 @@ class Mixed(nn.Module):
 
 
 class PlainRecipe:
-    """`kind` over a plain model; with masters, the usual recipe written out."""
+    """`kind` over a plain model; with masters, the usual recipe written out. A master is made by its first step."""
 
     def __init__(self, model: nn.Module, kind: Any, options: dict[str, Any], master: torch.dtype | None) -> None:
-        self._pairs: list[tuple[nn.Parameter, nn.Parameter]] = []
+        self._targets: dict[nn.Parameter, nn.Parameter] = {}
         for p in model.parameters():
             wants = master is not None and p.dtype != master
-            self._pairs.append((p, nn.Parameter(p.detach().to(master)) if wants else p))
-        self._optimizer = kind([target for _, target in self._pairs], **options)
+            self._targets[p] = nn.Parameter(p.detach().to(master)) if wants else p
+        self._made: set[nn.Parameter] = set()
+        self.optimizer = kind(list(self._targets.values()), **options)
 
     @torch.no_grad()
     def step(self) -> None:
-        for parameter, target in self._pairs:
-            if target is not parameter:
-                target.grad = None if parameter.grad is None else parameter.grad.to(target.dtype)
-        self._optimizer.step()
-        for parameter, target in self._pairs:
-            if target.grad is not None and target is not parameter:
-                parameter.copy_(target)
+        masters = [(p, target) for p, target in self._targets.items() if target is not p]
+        for parameter, master in masters:
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+            if master.grad is not None and parameter not in self._made:
+                self._made.add(parameter)
+                master.copy_(parameter)
+        self.optimizer.step()
+        for parameter, master in masters:
+            if master.grad is not None:
+                parameter.copy_(master)
 
     def save(self) -> Any:
-        masters = [target.detach().clone() for _, target in self._pairs]
-        return masters, copy.deepcopy(self._optimizer.state_dict())
+        masters = {p: self._targets[p].detach().clone() for p in self._made}
+        return masters, copy.deepcopy(self.optimizer.state_dict())
 
     @torch.no_grad()
     def load(self, saved: Any) -> None:
-        for (parameter, target), value in zip(self._pairs, saved[0], strict=True):
-            if target is not parameter:
-                target.copy_(value)
-        self._optimizer.load_state_dict(saved[1])
+        self._made = set(saved[0])
+        for parameter, value in saved[0].items():
+            self._targets[parameter].copy_(value)
+        self.optimizer.load_state_dict(saved[1])
 
 
 class StreamedRecipe:
@@ -326,7 +328,7 @@ class Twins:
 
     def reload(self) -> None:
         """A state dict of now, that the optimizer goes on from after a step."""
-        for recipe in (self.plain._optimizer, self.streamed.optimizer):
+        for recipe in (self.plain.optimizer, self.streamed.optimizer):
             before = recipe.state_dict()
             recipe.load_state_dict(before)
 
@@ -339,8 +341,6 @@ class Twins:
         for model in self.models:
             with torch.no_grad():
                 list(model.parameters())[number % len(list(model.parameters()))].mul_(0.5)
-        if self.setting.masters:  # the next step would undo it in part: a master is the weight
-            self.save()
 
     def look(self) -> None:
         self.compare()

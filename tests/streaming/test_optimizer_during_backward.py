@@ -565,9 +565,9 @@ def test_an_update_that_fails_is_told_before_the_next_one_begins() -> None:
         mean_square(model, 0).backward()
         with pytest.raises(ArithmeticError, match="on purpose"):
             _step_and_train(model, optimizer)
-        fails = False
         with contextlib.suppress(ArithmeticError):
             optimizer.finish()  # those that were not over when the first was told
+        fails = False
         assert_equal(before, copy.deepcopy(model.state_dict()))
         model.zero_grad()
         train(model, optimizer, 2)

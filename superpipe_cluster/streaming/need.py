@@ -1,0 +1,59 @@
+"""What a program needs beside its slabs, as seen while it runs.
+
+Owns the memory of this step and the last one: the room that fetching ahead has to leave, and the smallest budget that
+would have done. It does not know what is held.
+"""
+
+from __future__ import annotations
+
+from superpipe_cluster.errors import BudgetTooSmall
+
+#: Programs keep a little more from step to step (losses, say): this part of the measured minimum is added to it.
+_SPARE = 50
+
+
+class Need:
+    """Bytes of everything but slabs ("others"), at the worst moments of this step and of the last whole one."""
+
+    def __init__(self) -> None:
+        self._others = self._others_before = 0
+        self._least = self._least_before = 0  # others and the slabs of one operator
+        self._at_begin = 0
+
+    def begin_step(self, others: int) -> None:
+        """A step starts, with `others` bytes in use."""
+        self._others_before, self._others = self._others, others
+        self._least_before, self._least = self._least, others
+        self._at_begin = others
+
+    def note(self, others: int, operands: int) -> None:
+        """`others` bytes are in use while an operator runs on slabs of `operands` bytes."""
+        self._others = max(self._others, others)
+        self._least = max(self._least, others + operands)
+
+    def most_others(self, now: int) -> int:
+        """Others to reckon with, if `now` are in use."""
+        return max(now, self._others, self._others_before)
+
+    def check(self, budget_bytes: int, others: int, largest_unit: int) -> None:
+        """Refuse a budget that this program could not go on with.
+
+        Args:
+            budget_bytes: of everything.
+            others: bytes in use now.
+            largest_unit: bytes of all slabs of the unit where they are most.
+
+        Raises:
+            BudgetTooSmall: a moment of this step or of the last one needed more.
+        """
+        measured = max(self._least, self._least_before, others)
+        if self._least:  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
+            measured = max(measured, self._at_begin + largest_unit)
+        needed = measured + measured // _SPARE
+        if budget_bytes < needed:
+            raise BudgetTooSmall(
+                f"a budget of {budget_bytes} bytes is less than the {needed} bytes that this model and its activations "
+                "need at some moment of a step",
+                needed_bytes=needed,
+                hint=f"give at least {needed} bytes; a smaller batch needs fewer from the second step on",
+            )
