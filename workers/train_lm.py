@@ -65,7 +65,8 @@ def main(job: Job) -> None:
     model.train()
 
     with job.stream(model, weights=weights) as streamer:
-        optimizer = make_optimizer(settings, partial(streamer.optimizer, where=f"on_{settings.optimizer_on}"))
+        where = "on_host" if settings.optimizer_on == "host" else "on_device"
+        optimizer = make_optimizer(settings, partial(streamer.optimizer, where=where))
         schedule = LambdaLR(optimizer, lambda step: rate_at(settings, step))
         torch.manual_seed(settings.seed)
         step = 0

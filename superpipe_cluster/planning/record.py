@@ -228,8 +228,7 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         engine = self._engine
-        # Only a tensor without memory asks for its device by an operator; what is none, the guard refuses.
-        if not isinstance(func, OpOverload) or func.namespace == "prim":
+        if not isinstance(func, OpOverload):  # the guard refuses it
             return func(*args, **kwargs)
         traits = self._traits.get(func)
         if traits is None:

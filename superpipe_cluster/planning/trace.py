@@ -89,7 +89,75 @@ class Begin:
     """The outermost forward starts."""
 
 
-Event: TypeAlias = Compute | Require | Wrote | NewSlab | Meaning | HostUse | Begin
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What has changed of slabs starts on its way to the host."""
+
+    slabs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """Slabs leave the device, for the host to overwrite them."""
+
+    slabs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HostStep:
+    """A thread on the host updates a unit; it waits for the copies of the slabs by itself."""
+
+    weights: int
+    gradients: tuple[int, ...]
+    work: Counter[int]
+
+
+@dataclass(frozen=True, slots=True)
+class HostDone:
+    """The program waits for all updates on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """Autograd saves a storage of activations, with the next number, and it starts on its way to the host."""
+
+    activation: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The program holds the device bytes of an activation no longer (they were counted out just before)."""
+
+    activation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Backward is about to read an activation that the program does not hold (it is counted in just after)."""
+
+    activation: int
+
+
+@dataclass(frozen=True, slots=True)
+class FetchBefore:
+    """Backward has read an activation: those saved before it will be read next."""
+
+    activation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """No node of the graph wants an activation any more."""
+
+    activation: int
+
+
+Event: TypeAlias = (
+    Compute | Require | Wrote | NewSlab | Meaning | HostUse | Begin
+    | Store | Leave | HostStep | HostDone
+    | Saved | Gone | Fetch | FetchBefore | Forgotten
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +198,7 @@ class Trace:
         steady: every step after it.
         signatures: what the work is made of.
         trains: whether a step ends with an optimizer's.
+        host_state_bytes: host memory of optimizer state that is in no slab.
     """
 
     units: tuple[TracedUnit, ...]
@@ -138,6 +207,7 @@ class Trace:
     steady: tuple[Pass, ...]
     signatures: Signatures
     trains: bool
+    host_state_bytes: int = 0
 
     @property
     def work(self) -> Counter[int]:
@@ -146,6 +216,17 @@ class Trace:
         for one in self.steady:
             for event in one.events:
                 if isinstance(event, Compute):
+                    for signature, count in event.work.items():
+                        total[signature] += count * one.times
+        return total
+
+    @property
+    def host_work(self) -> Counter[int]:
+        """What the host computes in a steady step: signature -> how often."""
+        total: Counter[int] = Counter()
+        for one in self.steady:
+            for event in one.events:
+                if isinstance(event, HostStep):
                     for signature, count in event.work.items():
                         total[signature] += count * one.times
         return total

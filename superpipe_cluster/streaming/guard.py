@@ -15,6 +15,9 @@ host copies that `state_dict` hands out are guarded too: they are the same param
 would otherwise have come as the simpler ones it is made of. Inside a mode such an operator takes views of weights that
 do not know of their weight's `requires_grad`, and `matmul` for one looks at that to choose between two kernels with
 different last bits. So these run with the dispatch keys that they would have had without a mode.
+
+[Note: forked] A forked child (a worker of a `DataLoader`) has neither the threads that copy nor the locks' owners, and
+what is on the device when it starts is chance. It is not guarded, but for a refusal to read what the parent streams.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class Offload:
         self._line: list[weakref.ref[_Stored]] = []  # in the order of saving
         self._leaving: deque[tuple[weakref.ref[_Stored], Copy, torch.Tensor]] = deque()
         self._leaving_bytes = 0
-        # What autograd saved dies at any moment and in any thread, perhaps the one that copies: that only leaves a note.
+        # What autograd saved dies at any moment and in any thread, even the one that copies: that only leaves a note.
         self._unread: deque[tuple[Copy, torch.Tensor | None]] = deque()
         self._longest_line = _SHORT_LINE
         self._largest_bytes = 0

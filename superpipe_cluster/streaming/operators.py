@@ -14,6 +14,9 @@ from torch._ops import OpOverload
 
 # These neither read nor check the bytes of their input, so they work on an evicted slab.
 _PASSES = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
+# Neither do those by which tensors without memory are asked what they are (`prim::device`). Autograd asks where no
+# exception may pass: one would end the process.
+_QUESTIONS = "prim"
 _LISTS = ("aten::_foreach_", "aten::_amp_foreach_")
 _FUSED = {"aten::_fused_adam_", "aten::_fused_adamw_", "aten::_fused_adagrad_", "aten::_fused_sgd_"}
 _JOINS = {torch.ops.aten.cat.default, torch.ops.aten.stack.default}
@@ -62,7 +65,7 @@ def traits_of(operator: OpOverload) -> Traits:
     dispatched = torch._C._dispatch_has_kernel(name)  # `prim::device` and its like are not
     return Traits(
         operator=operator,
-        passes=operator in _PASSES,
+        passes=operator in _PASSES or operator.namespace == _QUESTIONS,
         writes=tuple(writes),
         makes_tensors=any(result.alias_info is None for result in schema.returns),
         over_lists=schema.name.startswith(_LISTS) or schema.name in _FUSED,

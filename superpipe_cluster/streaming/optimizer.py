@@ -8,6 +8,7 @@ of a plain step there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from superpipe_cluster.streaming.guard import GUARD
 from superpipe_cluster.streaming.host_steps import ByUnit, HostSteps, Member, Where, check_place
 from superpipe_cluster.streaming.masters import MASTER, Masters
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.storages import is_entry_shared
+from superpipe_cluster.streaming.storages import is_entry_movable
 
 _Key = tuple[nn.Parameter, str]  # a tensor of the state
 
@@ -176,12 +177,13 @@ class StreamedOptimizer(torch.optim.Optimizer):
             group.update({name: value for name, value in saved.items() if name != "params"})
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         loaded: dict[int | None, list[nn.Parameter]] = {}
-        with GUARD.own_work():
-            self.state.clear()
-            self._masters.entries.clear()
-            self._settled.clear()
-            for parameter, number in zip(parameters, numbers, strict=True):
-                if number in state_dict["state"]:
+        self.state.clear()
+        self._masters.entries.clear()
+        self._settled.clear()
+        for parameter, number in zip(parameters, numbers, strict=True):
+            if number in state_dict["state"]:
+                # What always stays on the device is made in sight of the guard, and so counted.
+                with GUARD.own_work() if parameter in self._engine.unit_of else nullcontext():
                     entries = dict(state_dict["state"][number])
                     if MASTER in entries:
                         self._masters.entries[parameter] = {
@@ -193,7 +195,8 @@ class StreamedOptimizer(torch.optim.Optimizer):
                         name: self._loaded(parameter, number, name, value, state_dict["param_groups"])
                         for name, value in entries.items()
                     }
-                    loaded.setdefault(self._engine.unit_of.get(parameter), []).append(parameter)
+                loaded.setdefault(self._engine.unit_of.get(parameter), []).append(parameter)
+        with GUARD.own_work():
             for unit, members in loaded.items():
                 if unit is not None and self._host is None:
                     self._adopt_state(unit, members)
@@ -219,12 +222,6 @@ class StreamedOptimizer(torch.optim.Optimizer):
         if self._early is not None:
             self._early.refuse_if_begun("zero_grad() was called")
         super().zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As of any optimizer."""
-        super().add_param_group(param_group)
-        if self._early is not None:
-            self._early.watch()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise Unstreamable("a streamed optimizer cannot be copied", hint="copy or save its state_dict()")
@@ -322,7 +319,7 @@ class StreamedOptimizer(torch.optim.Optimizer):
                 stepped.append(member[1])
                 with GUARD.own_work():
                     for store, name in self._entries(member[1]):
-                        if _is_streamed(store, name):
+                        if is_entry_movable(store, name):
                             store[name] = store[name].to("cpu", copy=True)
         finally:
             with GUARD.own_work():
@@ -352,10 +349,10 @@ class StreamedOptimizer(torch.optim.Optimizer):
         stores: dict[_Key, dict[str, Any]] = {}
         for parameter in parameters:
             for store, name in self._entries(parameter):
-                if not _is_streamed(store, name) or GUARD.place_of(store[name]) is not None:
+                if not is_entry_movable(store, name) or GUARD.place_of(store[name]) is not None:
                     continue
                 slab, key = self._homes.get((parameter, name)), (parameter, name)
-                if slab is not None and _looks_like(store[name], slab.views[key]):
+                if slab is not None and slab.fits(key, store[name]):
                     engine.before_host_use(slab, to_write=True)
                     slab.host_view(key).copy_(store[name])
                     engine.wrote_host(slab)
@@ -398,16 +395,3 @@ class StreamedOptimizer(torch.optim.Optimizer):
             return value
         GUARD.hand_out(place.engine, place.slab)
         return value if place.on_host else place.slab.on_host(value)
-
-
-def _is_streamed(state: dict[str, Any], name: str) -> bool:
-    # Step counters are single numbers on the CPU; they stay what they are. So does what the optimizer shares.
-    value = state[name]
-    if not isinstance(value, torch.Tensor) or value.numel() < 2 or value.layout is not torch.strided:
-        return False
-    del value
-    return not is_entry_shared(state, name)
-
-
-def _looks_like(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.dtype == other.dtype and one.size() == other.size()

