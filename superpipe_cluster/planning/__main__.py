@@ -22,7 +22,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     # torch, only now that it is needed
     import torch
 
-    from superpipe_cluster.planning.model_plan import recorded
+    from superpipe_cluster.planning.model_plan import recorded, where_of
     from superpipe_cluster.planning.profile import forecast_on, plan_of
     from superpipe_cluster.planning.trial import trial
     from superpipe_cluster.streaming.budget import Terms
@@ -30,7 +30,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
     device = None if request["device"] is None else PlannedDevice(**request["device"])
     terms = Terms(job.streaming.k, job.streaming.k_prime, job.streaming.policy)
-    activations = job.streaming.activations
+    activations, where = job.streaming.activations, where_of(job)
     if device is not None and request["measure"]:
         place = (
             VirtualDevice(link_bytes_per_s=device.link_bytes_per_s)
@@ -38,11 +38,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             else torch.device("cuda", 0)
         )
         runs = (
-            trial(lambda: program["probe"](job), one, place, terms=terms, activations=activations)
+            trial(lambda: program["probe"](job), one, place, terms=terms, activations=activations, where=where)
             for one in request["measure"]
         )
         return {"measured": [run.to_dict() for run in runs]}
-    trace = recorded(lambda: program["probe"](job), activations=activations)
+    trace = recorded(lambda: program["probe"](job), activations=activations, where=where)
     forecast = None
     if device is not None:
         asked = job.resources.gpu_memory

@@ -7,7 +7,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 #: A budget "without slowdown" makes a step at most this much longer than with the whole model on the device.
@@ -72,9 +72,15 @@ class Forecast:
     fingerprint: str = ""
 
     def at(self, budget_bytes: int) -> ForecastRow | None:
-        """The row of the largest budget that is no larger than `budget_bytes`, None below the floor."""
-        fitting = [row for row in self.rows if row.budget_bytes <= budget_bytes]
-        return max(fitting, key=lambda row: row.budget_bytes, default=None)
+        """What a run in `budget_bytes` comes to; in between two rows it is in between. None below the floor.
+
+        More than the largest row's budget is not made use of.
+        """
+        below = max((row for row in self.rows if row.budget_bytes <= budget_bytes), key=_budget, default=None)
+        above = min((row for row in self.rows if row.budget_bytes >= budget_bytes), key=_budget, default=None)
+        if below is None or above is None or below.budget_bytes == budget_bytes:
+            return below
+        return _between(below, above, budget_bytes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -86,6 +92,28 @@ class Forecast:
         known = _known(cls.__dataclass_fields__, stored)
         rows = tuple(ForecastRow(**_known(ForecastRow.__dataclass_fields__, row)) for row in stored["rows"])
         return cls(**{**known, "rows": rows})
+
+
+def _budget(row: ForecastRow) -> int:
+    return row.budget_bytes
+
+
+def _between(low: ForecastRow, high: ForecastRow, budget_bytes: int) -> ForecastRow:
+    share = (budget_bytes - low.budget_bytes) / (high.budget_bytes - low.budget_bytes)
+
+    def mean(one: float, other: float) -> float:
+        return one + share * (other - one)
+
+    return replace(
+        low,
+        budget_bytes=budget_bytes,
+        peak_bytes=int(mean(low.peak_bytes, high.peak_bytes)),
+        host_bytes=int(mean(low.host_bytes, high.host_bytes)),
+        link_bytes_per_step=int(mean(low.link_bytes_per_step, high.link_bytes_per_step)),
+        loads_per_step=mean(low.loads_per_step, high.loads_per_step),
+        step_s=mean(low.step_s, high.step_s),
+        slowdown=mean(low.slowdown, high.slowdown),
+    )
 
 
 @dataclass(frozen=True)

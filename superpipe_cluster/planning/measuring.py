@@ -6,6 +6,7 @@ Owns the stopwatch. Every measurement is bounded in time and memory, works on ra
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,11 @@ def machine_profile(device: torch.device, folder: Path | None = None) -> Machine
         kept = measure_machine(device)
         kept.save(folder)
     return kept
+
+
+def host_profile(trace: Trace, folder: Path | None = None) -> MachineProfile | None:
+    """The processor's profile, if `trace` updates on the host."""
+    return machine_profile(torch.device("cpu"), folder) if trace.host_work else None
 
 
 def measure_machine(device: torch.device) -> MachineProfile:
@@ -172,9 +178,8 @@ def time_operators(
         How many were timed.
     """
     began, timed = time.perf_counter(), 0
-    weight = {
-        number: count * profile.alone_s(trace.signatures.all[number]) for number, count in trace.work.items()
-    }
+    work = trace.work + (trace.host_work if device.type == "cpu" else Counter())
+    weight = {number: count * profile.alone_s(trace.signatures.all[number]) for number, count in work.items()}
     for number in sorted(weight, key=weight.__getitem__, reverse=True):
         signature = trace.signatures.all[number]
         large = signature.nbytes > _MOST_BYTES or profile.alone_s(signature) > _LONGEST_S

@@ -23,7 +23,7 @@ from superpipe_cluster import bundled, spec
 from superpipe_cluster.errors import BadInput, SpclusterError
 from superpipe_cluster.planning.forecast import Forecast
 from superpipe_cluster.planning.machine_profile import MachineProfile
-from superpipe_cluster.planning.measuring import machine_profile, time_operators
+from superpipe_cluster.planning.measuring import host_profile, machine_profile, time_operators
 from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.planner import Planner
 from superpipe_cluster.planning.record import record
@@ -31,6 +31,7 @@ from superpipe_cluster.planning.trace import Trace
 from superpipe_cluster.sizes import bytes_of
 from superpipe_cluster.spec.files import is_path
 from superpipe_cluster.streaming.budget import Terms
+from superpipe_cluster.streaming.host_steps import Where
 from superpipe_cluster.streaming.schedule import PolicyName
 from superpipe_cluster.streaming.streamer import Activations
 from superpipe_cluster.streaming.virtual_device import VirtualDevice
@@ -48,7 +49,8 @@ def plan(
     k: int | None = None,
     k_prime: int | None = None,
     policy: PolicyName = "optimal",
-    activations: Activations = "keep",
+    activations: Activations | None = None,
+    where: Where | None = None,
     timed: bool = True,
     profile: MachineProfile | None = None,
 ) -> Forecast:
@@ -68,7 +70,8 @@ def plan(
         k: as in `stream`.
         k_prime: as in `stream`.
         policy: as in `stream`.
-        activations: as in `stream`.
+        activations: as in `stream`; by default what the job file says, for a module `keep`.
+        where: as in `Streamer.optimizer`, with the same kind of default.
         timed: whether operators that were never timed on `device` are timed now, in at most some 20 s.
         profile: of the device, instead of the kept one.
 
@@ -77,6 +80,11 @@ def plan(
         BudgetTooSmall: a budget is below the smallest workable one.
         Unstreamable: the model cannot be streamed.
     """
+    if isinstance(model_or_spec, (str, Path)):
+        model_or_spec = spec.load(str(model_or_spec))
+    if isinstance(model_or_spec, spec.JobBase):
+        activations = activations or model_or_spec.streaming.activations
+        where = where or where_of(model_or_spec)
     probe, terms = _program(model_or_spec, step, optimizer), Terms(k, k_prime, policy)
     declared = device.link_bytes_per_s if isinstance(device, VirtualDevice) else None
     place = torch.device("cpu") if isinstance(device, VirtualDevice) else torch.device(device)
@@ -86,21 +94,29 @@ def plan(
             hint='use "cpu", a VirtualDevice, or a CUDA build of torch on a machine with a GPU',
         )
     asked = None if budgets is None else [bytes_of(budget) for budget in budgets]
-    trace = recorded(probe, activations=activations)
+    trace = recorded(probe, activations=activations or "keep", where=where or "on_device")
     known = profile or machine_profile(place)
     if timed and time_operators(trace, known, place) and profile is None:
         known.save()
-    return Planner(trace, known, link_bytes_per_s=declared, terms=terms).forecast(asked)
+    host = host_profile(trace) if place.type == "cuda" else None
+    return Planner(trace, known, link_bytes_per_s=declared, terms=terms, host=host).forecast(asked)
 
 
-def recorded(make_probe: Callable[[], Probe], *, activations: Activations = "keep") -> Trace:
+def where_of(job: spec.JobBase) -> Where:
+    """Where the optimizer of a job computes."""
+    return "on_host" if isinstance(job, spec.TrainJob) and job.train and job.train.optimizer_on == "host" else "on_device"
+
+
+def recorded(
+    make_probe: Callable[[], Probe], *, activations: Activations = "keep", where: Where = "on_device"
+) -> Trace:
     """`record`, with what a program cannot do without values said in its user's words.
 
     Raises:
         BadInput: the step needs values.
     """
     try:
-        return record(make_probe, activations=activations)
+        return record(make_probe, activations=activations, where=where)
     except SpclusterError:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
@@ -124,8 +140,6 @@ def _program(model_or_spec: Any, step: Any, optimizer: _Optimizer | None) -> Cal
                 hint="plan(model, step=lambda model: model(batch).loss.backward()), or give example inputs",
             )
         return lambda: _probe_of(model_or_spec, step, optimizer)
-    if isinstance(model_or_spec, (str, Path)):
-        model_or_spec = spec.load(str(model_or_spec))
     if not isinstance(model_or_spec, spec.JobBase):
         raise BadInput(
             f"cannot plan a {type(model_or_spec).__name__}", hint="give a torch.nn.Module or a job file"

@@ -50,6 +50,10 @@ class PlannedDevice:
     capacity_bytes: int | None = None
 
 
+#: This part of the smallest workable budget is added to it.
+_SPARE = 50
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a model takes, in bytes.
@@ -88,8 +92,17 @@ class Plan:
 
     @property
     def floor_bytes(self) -> int:
-        """The smallest workable budget: the largest unit with all that belongs to it, beside what always stays."""
-        return self._always_bytes + self.largest_unit_bytes
+        """The smallest budget that a job is given.
+
+        Where bytes are counted one by one, the smallest workable one and a little for what a job does beside the probe's
+        step (its batch, its losses). On a GPU, whose allocator needs some room of its own, the largest unit with all that
+        belongs to it, beside what always stays.
+        """
+        counted = self._always_bytes + self.largest_unit_bytes
+        if self.forecast is None:
+            return counted
+        needed = self.forecast.floor_bytes
+        return max(counted, needed) if self.overhead_bytes else needed + needed // _SPARE
 
     @property
     def whole_bytes(self) -> int:

@@ -35,6 +35,7 @@ class Planner:
         link_bytes_per_s: declared speed of its link, None for what was measured.
         terms: what is asked for beside bytes.
         share: of the processor that the program gets, where others want it too.
+        host: the processor, which updates what is updated on the host; None if that is `profile`'s device.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Planner:
         link_bytes_per_s: float | None = None,
         terms: Terms | None = None,
         share: float = 1.0,
+        host: MachineProfile | None = None,
     ) -> None:
         self._trace = trace
         self._profile = profile
@@ -56,6 +58,7 @@ class Planner:
             batches_in_flight=1 if profile.device == CPU else CudaDevice.batches_in_flight,
             overhead_bytes=profile.context_bytes,
             terms=terms or Terms(),
+            host_seconds=[(host or profile).alone_s(one) / share for one in trace.signatures.all],
         )
         self.floor_bytes = floor_bytes(trace, self._conditions)
         self._whole = replay(trace, replace(self._conditions, terms=Terms()), None)

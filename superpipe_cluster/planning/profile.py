@@ -12,7 +12,7 @@ import torch
 
 from superpipe_cluster.planning.forecast import Forecast
 from superpipe_cluster.planning.machine_profile import CPU, MachineProfile, assumed_gpu
-from superpipe_cluster.planning.measuring import machine_profile, time_operators
+from superpipe_cluster.planning.measuring import host_profile, machine_profile, time_operators
 from superpipe_cluster.planning.plan import Plan, PlannedDevice
 from superpipe_cluster.planning.planner import Planner
 from superpipe_cluster.planning.trace import Compute, NewSlab, Pass, Trace
@@ -55,12 +55,13 @@ def forecast_on(trace: Trace, device: PlannedDevice, terms: Terms, also: Sequenc
         place = torch.device("cuda", 0)
     else:
         known = MachineProfile.load(device.gpu) or assumed_gpu(device.gpu)
-        return Planner(trace, known, terms=terms).forecast(also=also)
+        return Planner(trace, known, terms=terms, host=host_profile(trace)).forecast(also=also)
     known = machine_profile(place)
     if time_operators(trace, known, place, limit_s=_TIMING_S):
         known.save()
     declared = device.link_bytes_per_s if known.device == CPU else None
-    return Planner(trace, known, link_bytes_per_s=declared, terms=terms).forecast(also=also)
+    host = host_profile(trace) if known.device != CPU else None
+    return Planner(trace, known, link_bytes_per_s=declared, terms=terms, host=host).forecast(also=also)
 
 
 def _weights_bytes(trace: Trace, unit: int) -> int:

@@ -7,7 +7,10 @@ a limit, so that units, gradients and optimizer state come and go as in a run; w
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,17 +20,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
 
+from superpipe_cluster.planning.activations import RecordedOffload
 from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.trace import (
     Begin,
     Compute,
     Event,
+    Gone,
+    HostDone,
+    HostStep,
     HostUse,
+    Leave,
     Meaning,
     NewSlab,
     Parameter,
     Pass,
     Require,
+    Store,
     Trace,
     TracedUnit,
     Wrote,
@@ -37,40 +46,53 @@ from superpipe_cluster.streaming.clock_device import ClockDevice
 from superpipe_cluster.streaming.contents import Contents
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.guard import GUARD
+from superpipe_cluster.streaming.host_steps import Where
 from superpipe_cluster.streaming.opening import stream_over
 from superpipe_cluster.streaming.operators import Traits, traits_of
+from superpipe_cluster.streaming.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.slab import Part, Slab
 from superpipe_cluster.streaming.streamer import Activations, Streamer
 from superpipe_cluster.streaming.units import Unit
 
 
-def record(make_probe: Callable[[], Probe], *, activations: Activations = "keep") -> Trace:
+def record(
+    make_probe: Callable[[], Probe], *, activations: Activations = "keep", where: Where = "on_device"
+) -> Trace:
     """The trace of the program that `make_probe` builds.
 
     Args:
         make_probe: builds the model and its step; called under fake tensors, as are the steps themselves.
         activations: as in `stream`.
+        where: as in `Streamer.optimizer`.
 
     Raises:
         SpclusterError: the program cannot be streamed.
     """
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True):
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         # Copying a module (as transformer encoders do when they are built) looks for memory where there is none.
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
         probe = make_probe()
         # On the CPU, because that is where autograd and the guard count bytes without a GPU.
         clock = ClockDevice(torch_device="cpu")
-        streamer = stream_over(probe.model, clock, activations=activations, engine_type=RecordingEngine)
+        kept: Activations = "keep" if activations == "offload" else activations
+        streamer = stream_over(probe.model, clock, activations=kept, engine_type=RecordingEngine)
         engine = streamer._engine
         assert isinstance(engine, RecordingEngine)
+        if activations == "offload":
+            resident = streamer._parts.resident.values()
+            engine.offload = streamer._hangings.offload = RecordedOffload(engine, engine, resident, mode)
         try:
-            return _record(probe, streamer, engine)
+            return _record(probe, streamer, engine, where)
         finally:
             streamer.close()
 
 
-def _record(probe: Probe, streamer: Streamer, engine: RecordingEngine) -> Trace:
-    optimizer = streamed_optimizer(probe, streamer)
+def _record(probe: Probe, streamer: Streamer, engine: RecordingEngine, where: Where) -> Trace:
+    optimizer = streamed_optimizer(probe, streamer, where)
+    host = None if optimizer is None else optimizer._host
+    if host is not None:
+        host._threads.shutdown()
+        host._threads = HostRecorder(engine)
     steps: list[tuple[Pass, ...]] = []
     resident_bytes = engine.device.used_bytes()
     units = tuple(_traced(unit) for unit in engine.units)
@@ -85,6 +107,8 @@ def _record(probe: Probe, streamer: Streamer, engine: RecordingEngine) -> Trace:
             if optimizer is not None:
                 if probe.before_update is not None:
                     probe.before_update()
+                if host is not None:
+                    engine.note(HostDone())  # what a step begins with
                 optimizer.step()
                 optimizer.zero_grad()
                 passes.append(Pass(engine.take_events()))
@@ -96,16 +120,20 @@ def _record(probe: Probe, streamer: Streamer, engine: RecordingEngine) -> Trace:
         steady=steps[1],
         signatures=engine.signatures,
         trains=optimizer is not None,
+        host_state_bytes=0 if optimizer is None else optimizer.host_bytes,
     )
 
 
-def streamed_optimizer(probe: Probe, streamer: Streamer) -> torch.optim.Optimizer | None:
+def streamed_optimizer(
+    probe: Probe, streamer: Streamer, where: Where = "on_device"
+) -> StreamedOptimizer | None:
     """The optimizer that `probe` declares, over the units of `streamer`; None if it trains nothing."""
     trainable: list[torch.Tensor] = [p for p in probe.model.parameters() if p.requires_grad]
     if probe.optimizer is None or not trainable:
         return None
     plain = probe.optimizer(trainable)
-    return streamer.optimizer(type(plain), plain.param_groups)  # the groups hold all of its options
+    # The groups hold all of its options.
+    return streamer.optimizer(type(plain), plain.param_groups, where=where)
 
 
 def _traced(unit: Unit) -> TracedUnit:
@@ -127,12 +155,18 @@ class RecordingEngine(Engine):
         self.signatures = Signatures()
         #: Whether an operator of the program is running: what the guard asks for on its behalf is part of it.
         self.in_operator = False
+        self._in_own_work = False
+        #: What autograd saves, where it does not stay on the device.
+        self.offload: RecordedOffload | None = None
+        self.gone: deque[int] = deque()
         self._events: list[Event] = []
         self._kept: dict[int, bool] = {}  # gradient slab -> whether the program keeps tensors of it
 
     def take_events(self) -> list[Event]:
         """What has happened since this was called last."""
         GUARD.settle(self)
+        if self.offload is not None:
+            self.offload.tidy()
         self._look_at_gradients()
         events, self._events = self._events, []
         return events
@@ -152,6 +186,15 @@ class RecordingEngine(Engine):
             last = Compute()
             self._events.append(last)
         return last
+
+    @contextmanager
+    def _own_work(self) -> Iterator[None]:
+        """What is asked of the engine meanwhile is asked by itself, and so will be in a replay."""
+        before, self._in_own_work = self._in_own_work, True
+        try:
+            yield
+        finally:
+            self._in_own_work = before
 
     def _look_at_gradients(self) -> None:
         for number, kept in self._kept.items():
@@ -187,6 +230,20 @@ class RecordingEngine(Engine):
         super().require(slabs)
 
     @override
+    def start_storing(self, slabs: Iterable[Slab]) -> None:
+        slabs = list(slabs)
+        if not self._in_own_work:
+            self.note(Store(tuple(slab.number for slab in slabs)))
+        super().start_storing(slabs)
+
+    @override
+    def evict(self, slabs: Iterable[Slab]) -> None:
+        slabs = list(slabs)
+        self.note(Leave(tuple(slab.number for slab in slabs)))
+        with self._own_work():
+            super().evict(slabs)
+
+    @override
     def wrote(self, slab: Slab) -> None:
         self.note(Wrote(slab.number))
         super().wrote(slab)
@@ -205,16 +262,52 @@ class RecordingEngine(Engine):
     def charge(self, nbytes: int) -> None:
         self._compute().charge(nbytes)
         super().charge(nbytes)
+        while nbytes < 0 and self.gone:
+            self.note(Gone(self.gone.popleft()))
 
     @override
     def before_host_use(self, slab: Slab, *, to_write: bool) -> None:
         self.note(HostUse(slab.number, writes=False))
-        super().before_host_use(slab, to_write=to_write)
+        with self._own_work():
+            super().before_host_use(slab, to_write=to_write)
 
     @override
     def wrote_host(self, slab: Slab) -> None:
         self.note(HostUse(slab.number, writes=True))
         super().wrote_host(slab)
+
+
+class HostRecorder(Executor):
+    """Stands where the threads of an optimizer on the host do: updates at once, and writes down what they compute."""
+
+    def __init__(self, engine: RecordingEngine) -> None:
+        self._engine = engine
+
+    @override
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        engine, unit = self._engine, args[0]
+        gradients = tuple(slab.number for slab in engine.gradients.get(unit, ()) if slab.outside_holders() > 0)
+        with _HostOperators(engine.signatures) as seen:
+            fn(*args, **kwargs)
+        engine.note(HostStep(engine.weights[unit].number, gradients, seen.work))
+        done: Future[Any] = Future()
+        done.set_result(None)
+        return done
+
+
+class _HostOperators(TorchDispatchMode):
+    """Counts operators."""
+
+    def __init__(self, signatures: Signatures) -> None:
+        super().__init__()
+        self.work: Counter[int] = Counter()
+        self._signatures = signatures
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(func, OpOverload) and not traits_of(func).passes:
+            self.work[self._signatures.number_of(func, args, kwargs or {}, result)] += 1
+        return result
 
 
 class _Operators(TorchDispatchMode):

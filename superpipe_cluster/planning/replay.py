@@ -12,15 +12,26 @@ import torch
 from torch import nn
 
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory
+from superpipe_cluster.planning.activations import ReplayedOffload
+from superpipe_cluster.planning.host_clock import HostClock
 from superpipe_cluster.planning.trace import (
     Begin,
     Compute,
     Event,
+    Fetch,
+    FetchBefore,
+    Forgotten,
+    Gone,
+    HostDone,
+    HostStep,
     HostUse,
+    Leave,
     Meaning,
     NewSlab,
     Pass,
     Require,
+    Saved,
+    Store,
     Trace,
     Wrote,
 )
@@ -73,6 +84,7 @@ class Conditions:
         batches_in_flight: see `Device`.
         overhead_bytes: see `Device`.
         terms: what is asked for beside bytes.
+        host_seconds: likewise where the host computes it; None for `seconds`.
     """
 
     seconds: Sequence[float]
@@ -80,6 +92,7 @@ class Conditions:
     batches_in_flight: int = 1
     overhead_bytes: int = 0
     terms: Terms = field(default_factory=Terms)
+    host_seconds: Sequence[float] | None = None
 
 
 class Replay:
@@ -114,6 +127,15 @@ class Replay:
         self.device.charge(trace.resident_bytes)
         self.engine.take_over(units)
         self._kept: dict[int, torch.Tensor] = {}
+        self._host = HostClock(self.device)
+        self._offload: ReplayedOffload | None = None
+        self._host_state_bytes = trace.host_state_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """Most host memory that was taken at once, as far as it follows from the program."""
+        activations = 0 if self._offload is None else self._offload.most_bytes
+        return self.engine.host_bytes + self._host_state_bytes + activations
 
     def run(self, passes: Sequence[Pass]) -> None:
         """One step.
@@ -162,6 +184,33 @@ class Replay:
                     engine.before_host_use(engine.slabs[slab], to_write=False)
             case Begin():
                 engine.begin_step()
+            case Store(slabs):
+                engine.start_storing([engine.slabs[number] for number in slabs])
+            case Leave(slabs):
+                engine.evict([engine.slabs[number] for number in slabs])
+            case HostStep(weights, gradients, work):
+                seconds = self._conditions.host_seconds or self._conditions.seconds
+                slabs = [engine.slabs[number] for number in (weights, *gradients)]
+                self._host.update(slabs, sum(seconds[number] * count for number, count in work.items()))
+            case HostDone():
+                self._host.finish()
+            case _:
+                self._activation(event)
+
+    def _activation(self, event: Saved | Gone | Fetch | FetchBefore | Forgotten) -> None:
+        if self._offload is None:
+            self._offload = ReplayedOffload(self.engine, self.device)
+        match event:
+            case Saved(number, nbytes):
+                self._offload.saved(number, nbytes)
+            case Gone(number):
+                self._offload.gone(number)
+            case Fetch(number):
+                self._offload.fetch(number)
+            case FetchBefore(number):
+                self._offload.fetch_before(number)
+            case Forgotten(number):
+                self._offload.forgotten(number)
 
     def _bring(self, slabs: list[Slab]) -> None:
         """As the guard does before an operator."""
@@ -202,7 +251,7 @@ def replay(trace: Trace, conditions: Conditions, budget_bytes: int | None) -> Re
         k=run.k,
         k_prime=run.k_prime,
         peak_bytes=device.peak_bytes(),
-        host_bytes=engine.host_bytes,
+        host_bytes=run.host_bytes,
         link_bytes=link_bytes,
         loads=loads,
         step_s=step_s,

@@ -15,6 +15,7 @@ from superpipe_cluster.planning.forecast import Measured
 from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.record import streamed_optimizer
 from superpipe_cluster.streaming.budget import Terms
+from superpipe_cluster.streaming.host_steps import Where
 from superpipe_cluster.streaming.opening import stream
 from superpipe_cluster.streaming.streamer import Activations
 from superpipe_cluster.streaming.virtual_device import VirtualDevice
@@ -29,6 +30,7 @@ def trial(
     *,
     terms: Terms | None = None,
     activations: Activations = "keep",
+    where: Where = "on_device",
     steps: int = 7,
 ) -> Measured:
     """Run some steps in `budget_bytes`.
@@ -39,6 +41,7 @@ def trial(
         device: where; on a GPU the model is also built there.
         terms: what is asked for beside bytes.
         activations: as in `stream`.
+        where: as in `Streamer.optimizer`.
         steps: measured, after some that are not.
 
     Raises:
@@ -58,7 +61,7 @@ def trial(
         policy=terms.policy,
         activations=activations,
     ) as streamer:
-        optimizer = streamed_optimizer(probe, streamer)
+        optimizer = streamed_optimizer(probe, streamer, where)
 
         def step() -> float:
             began = time.perf_counter()

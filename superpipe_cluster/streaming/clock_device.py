@@ -38,18 +38,20 @@ class LinkSpeed:
     free_s_per_byte: float = 0.0
 
 
-class _ClockCopy(Copy):
+class ClockCopy(Copy):
+    """A copy that arrives at a moment that is known when it starts."""
+
     def __init__(self, device: ClockDevice, arrives_at_s: float) -> None:
         self._device = device
-        self._arrives_at_s = arrives_at_s
+        self.arrives_at_s = arrives_at_s
 
     @override
     def done(self) -> bool:
-        return self._device.now_s >= self._arrives_at_s
+        return self._device.now_s >= self.arrives_at_s
 
     @override
     def wait(self) -> None:
-        self._device.stall_until(self._arrives_at_s)
+        self._device.stall_until(self.arrives_at_s)
 
     @override
     def finish(self) -> None:
@@ -106,6 +108,18 @@ class ClockDevice(Device):
             self.stall_s += moment_s - self.now_s
             self.now_s = moment_s
 
+    def bring(self, nbytes: int) -> Copy:
+        """A copy of `nbytes` to the device starts."""
+        self.h2d_bytes += nbytes
+        self._h2d_free_at_s = self._after(self._h2d_free_at_s, nbytes, self._link.h2d_bytes_per_s)
+        return ClockCopy(self, self._h2d_free_at_s)
+
+    def send(self, nbytes: int) -> Copy:
+        """A copy of `nbytes` to the host starts."""
+        self.d2h_bytes += nbytes
+        self._d2h_free_at_s = self._after(self._d2h_free_at_s, nbytes, self._link.d2h_bytes_per_s)
+        return ClockCopy(self, self._d2h_free_at_s)
+
     @override
     def allocate(self, flat: torch.Tensor, nbytes: int) -> None:
         self.charge(nbytes)
@@ -120,15 +134,11 @@ class ClockDevice(Device):
 
     @override
     def load(self, flat: torch.Tensor, host: torch.Tensor) -> Copy:
-        self.h2d_bytes += host.numel()
-        self._h2d_free_at_s = self._after(self._h2d_free_at_s, host.numel(), self._link.h2d_bytes_per_s)
-        return _ClockCopy(self, self._h2d_free_at_s)
+        return self.bring(host.numel())
 
     @override
     def store(self, host: torch.Tensor, flat: torch.Tensor) -> Copy:
-        self.d2h_bytes += host.numel()
-        self._d2h_free_at_s = self._after(self._d2h_free_at_s, host.numel(), self._link.d2h_bytes_per_s)
-        return _ClockCopy(self, self._d2h_free_at_s)
+        return self.send(host.numel())
 
     def _after(self, free_at_s: float, nbytes: int, bytes_per_s: float | None) -> float:
         self.compute(self._link.start_s)

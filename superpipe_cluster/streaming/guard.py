@@ -38,7 +38,7 @@ from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.live import LiveTensors
 from superpipe_cluster.streaming.operators import Traits, in_parts, joined, traits_of
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.storages import storage_key
+from superpipe_cluster.streaming.storages import holders, storage_key
 from superpipe_cluster.streaming.watch import Watch, put_modes_on, take_modes_off
 
 
@@ -60,6 +60,7 @@ class ReadGuard(Watch):
         #: Held while an operator on slabs runs: another thread's operator must not have them evicted meanwhile.
         self.lock = threading.RLock()
         self._places: dict[int, Place] = {}
+        self._host_holders: dict[int, int] = {}  # of each host copy handed out: holders that are the runtime's own
         self._engines: list[Engine] = []
         self._traits: dict[int, Traits] = {}  # by the operator's id, which is quicker than its hash
         self._live: dict[Engine, LiveTensors] = {}  # of virtual devices; CUDA's allocator counts by itself
@@ -95,7 +96,10 @@ class ReadGuard(Watch):
         with self.own_work():
             host = slab.ensure_host(engine.home)
             engine.before_host_use(slab, to_write=False)
-        self._places[storage_key(host)] = Place(engine, slab, on_host=True)
+        key = storage_key(host)
+        if key not in self._places:
+            self._host_holders[key] = holders(key)
+            self._places[key] = Place(engine, slab, on_host=True)
 
     def detach(self, engine: Engine) -> None:
         """Stop guarding `engine`."""
@@ -104,6 +108,7 @@ class ReadGuard(Watch):
         self._live.pop(engine, None)
         for key in [key for key, place in self._places.items() if place.engine is engine]:
             del self._places[key]
+            self._host_holders.pop(key, None)
         self._counting = self._live.get(self._engines[-1]) if self._engines else None
         self.resting = self.resting and bool(self._engines)
         engine.on_new_slab = None
@@ -153,9 +158,9 @@ class ReadGuard(Watch):
     def begin_step(self, engine: Engine) -> None:
         """The outermost forward of `engine`'s model starts; new tensors count for it from now on."""
         with self.own_work():
-            self._put_first(engine)
             self.settle(engine)
             engine.begin_step()
+            self._put_first(engine)
             for slab in engine.weights:
                 for parameter in slab.views:
                     if not slab.has(parameter):
@@ -167,17 +172,19 @@ class ReadGuard(Watch):
     def _rest_or_wake(self) -> None:
         thread, before = threading.get_ident(), self._runner
         calm = [engine.may_rest() for engine in self._engines]
-        if thread != before or not all(calm) or self._wake_wanted:
+        # Who holds a host copy may look at it, which then has to be brought up to date.
+        held = any(holders(key) > own for key, own in self._host_holders.items())
+        if thread != before or not all(calm) or held or self._wake_wanted:
             self._runner = thread
             self.wake()
-        elif not self.resting:
-            self.resting = True
-            for engine in self._engines:
-                engine.rest()
-            self.leave()
-        else:
-            for engine in self._engines:
+            return
+        for engine in self._engines:
+            if self.resting:
                 engine.drop_empty_gradients()
+            else:
+                engine.rest()
+        self.resting = True
+        self.leave()
 
     def wake(self) -> bool:
         """Watch the program again, if the guard rests and this is the thread that runs the models.
@@ -223,6 +230,8 @@ class ReadGuard(Watch):
         traits = self._traits.get(id(func)) or self._learn(func)
         if traits.passes:
             return func(*args, **kwargs)
+        if self.resting:  # it could not leave, or this is another thread
+            return self._run(func, traits, args, kwargs)
         found: list[Place] = []
         self._find(args, found)
         if kwargs:

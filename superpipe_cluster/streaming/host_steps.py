@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -60,6 +60,11 @@ class _Work:
     master: torch.Tensor | None
 
 
+def threads() -> int:
+    """How many units are updated at once."""
+    return max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
+
+
 class HostSteps:
     """The threads of one optimizer.
 
@@ -82,8 +87,7 @@ class HostSteps:
         self._state = state
         self._masters = masters
         self._optimizers: dict[int, torch.optim.Optimizer] = {}  # of each unit: threads must not share one
-        threads = max(1, min(_MOST_THREADS, (os.cpu_count() or 1) // 2))
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="spcluster-step")
+        self._threads: Executor = ThreadPoolExecutor(threads(), thread_name_prefix="spcluster-step")
         self._under_way: list[Future[None]] = []
 
     def takes(self, parameter: nn.Parameter) -> bool:

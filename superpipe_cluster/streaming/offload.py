@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from superpipe_cluster.streaming.device import Copy
 from superpipe_cluster.streaming.engine import Engine
@@ -35,7 +36,15 @@ SMALLEST_BYTES = 1 << 20
 #: Bytes that may be on their way in each direction: this share of the budget, or this many of the largest storage.
 _SHARE_ON_THE_WAY = 1 / 16
 _LARGEST_ON_THE_WAY = 2
+_ORDINARY = (torch.Tensor, FakeTensor)
 _SHORT_LINE = 64  # storages; fewer are never worth looking through for dead ones
+
+
+def on_the_way_bytes(budget_bytes: int | None, largest_bytes: int) -> int:
+    """Bytes that may be on their way in each direction, if the largest storage so far is of `largest_bytes`."""
+    if budget_bytes is None:
+        return _LARGEST_ON_THE_WAY * largest_bytes
+    return int(budget_bytes * _SHARE_ON_THE_WAY)
 
 
 class Offload:
@@ -117,7 +126,7 @@ class Offload:
             return _Saved(tensor, stored)
 
     def _is_worth_moving(self, tensor: torch.Tensor) -> bool:
-        ordinary = type(tensor) is torch.Tensor and tensor.layout is torch.strided
+        ordinary = type(tensor) in _ORDINARY and tensor.layout is torch.strided
         if not ordinary or tensor.device != self._torch_device or tensor.is_conj() or tensor.is_neg():
             return False
         if tensor.untyped_storage().nbytes() < SMALLEST_BYTES or self._engine is None:
@@ -162,9 +171,7 @@ class Offload:
 
     def _on_the_way_bytes(self) -> int:
         budget = None if self._engine is None else self._engine.device.budget_bytes
-        return (
-            _LARGEST_ON_THE_WAY * self._largest_bytes if budget is None else int(budget * _SHARE_ON_THE_WAY)
-        )
+        return on_the_way_bytes(budget, self._largest_bytes)
 
     # ---- reading ------------------------------------------------------------------------------------
 

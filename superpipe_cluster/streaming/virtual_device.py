@@ -46,15 +46,17 @@ class _VirtualCopy:
     def __init__(self, device: CpuDevice, work: Callable[[], Any], nbytes: int) -> None:
         self._arrived = threading.Event()
         self._device = device
-        self._work = work
+        self._work: Callable[[], Any] | None = work
         self.nbytes = nbytes
         self._error: BaseException | None = None
 
     def run(self) -> None:
+        assert self._work is not None
         try:
             self._work()
         except Exception as error:
             self._error = error  # told to whoever waits for the copy; the link goes on
+        self._work = None  # it knows the memory, and an idle link its last copy
 
     def arrive(self) -> None:
         self._arrived.set()

@@ -49,7 +49,8 @@ class Watch(TorchDispatchMode):
 
         [Note: inference mode] Leaving `torch.inference_mode` puts the thread's dispatch keys back as they were when it
         was entered, and with them goes the key of every mode that was entered meanwhile, though it is still on the
-        stack.
+        stack. As well comes back the key of every mode that was left meanwhile, and torch ends in an error at each
+        operator of the thread if none is on the stack then. So nothing leaves within an inference mode.
 
         Returns:
             Whether that is only until `leave()`, which the caller owes: inside an operator that is written in Python,
@@ -77,8 +78,8 @@ class Watch(TorchDispatchMode):
         modes._pop_mode()
 
     def leave(self) -> None:
-        """Stop seeing the operators of this thread."""
-        if not hasattr(self._thread, "joined"):
+        """Stop seeing the operators of this thread; without effect in an inference mode, see [Note: inference mode]."""
+        if not hasattr(self._thread, "joined") or torch.is_inference_mode_enabled():
             return
         above = [mode for mode in take_modes_off() if mode is not self]
         if self._home == threading.get_ident():

@@ -218,6 +218,7 @@ def test_a_child_is_refused_what_the_parent_streams(settings: dict[str, Any]) ->
             return False
 
         def child() -> bool:
+            torch.set_num_threads(1)  # torch's own threads did not come along, as in a worker of a loader
             uses: list[Callable[[], Any]] = [
                 lambda: model(batch()),
                 lambda: model.state_dict(),

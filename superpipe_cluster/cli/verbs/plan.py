@@ -169,7 +169,7 @@ def _row(row: ForecastRow, *, marked: bool) -> Iterator[Text | str]:
 
 def _facts(made: Plan, forecast: Forecast, device: Device) -> Iterator[tuple[str, str]]:
     yield "units", f"{forecast.units}, {render.size(made.model_bytes)} of weights"
-    yield "smallest", f"{render.size(forecast.floor_bytes)} ({forecast.floor_bytes} bytes) just works"
+    yield "smallest", f"{render.size(made.floor_bytes)} ({made.floor_bytes} bytes)"
     yield "no slowdown", f"from {render.size(forecast.no_slowdown_bytes)} on"
     yield "whole", f"{render.size(forecast.whole_bytes)}: {render.seconds(forecast.whole_step_s)} per step"
     yield "device", f"{device.name}, {render.size(device.capacity_bytes)}"

@@ -68,7 +68,7 @@ def _facts(job: JobDetail) -> Iterator[tuple[str, str]]:
 
 
 def _against_forecast(job: JobDetail) -> Iterator[tuple[str, str]]:
-    """Peak and seconds of a step: measured, forecast, and the error of the forecast."""
+    """Peak, and seconds and loads of a step: measured, forecast, and the error of the forecast."""
     try:
         forecast = Plan.from_dict(job.plan).forecast if job.plan else None
     except (KeyError, TypeError):  # a head of another version plans in other words
@@ -81,15 +81,20 @@ def _against_forecast(job: JobDetail) -> Iterator[tuple[str, str]]:
         return
     yield "peak", _compared(peak, job.peak_bytes, render.size(row.peak_bytes), row.peak_bytes)
     # What a generating job calls a step is a prompt, and the forecast's is one forward.
-    pace = f"{render.seconds(job.step_s)} per step" if job.step_s and job.kind == "train" else ""
-    foreseen = f"{render.seconds(row.step_s)}, {render.slowdown(row.slowdown)}"
-    yield "pace", _compared(pace, job.step_s or 0.0, foreseen, row.step_s)
+    step_s = job.step_s if job.kind == "train" else None
+    pace = f"{render.seconds(step_s)} per step" if step_s else ""
+    yield "pace", _compared(pace, step_s or 0.0, render.seconds(row.step_s), row.step_s)
+    # Later attempts count their own loads, from a step that nobody knows.
+    measured = job.loads / job.step if step_s and job.attempt == 1 and job.step else 0.0
+    loads = f"{measured:.1f} per step" if measured else ""
+    yield "loads", _compared(loads, measured, f"{row.loads_per_step:.1f}", row.loads_per_step)
+    yield "slowdown", f"forecast {render.slowdown(row.slowdown)}"
 
 
 def _compared(measured: str, value: float, foreseen: str, forecast: float) -> str:
     if not measured:
         return f"forecast {foreseen}"
-    return f"{measured}; forecast {foreseen}: {100 * (forecast / value - 1):+.1f} %"
+    return f"{measured}; forecast {foreseen} ({100 * (forecast / value - 1):+.1f} %)"
 
 
 def _link(job: JobDetail) -> str:

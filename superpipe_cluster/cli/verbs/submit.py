@@ -58,7 +58,7 @@ def command(
     checked.local_files()
     program_of(checked)
     if dry_run:
-        _print_checked(checked, quiet, as_json)
+        _print_checked(checked, job, quiet, as_json)
         return 0
     with open_client() as client:
         made = client.submit(checked)
@@ -78,13 +78,14 @@ def _wait(client: Client, made: JobDetail) -> int:
     return exit_code(done)
 
 
-def _print_checked(checked: spec.JobSpec, quiet: bool, as_json: bool) -> None:
+def _print_checked(checked: spec.JobSpec, job: str, quiet: bool, as_json: bool) -> None:
     if as_json:
         render.print_json(spec.dump(checked))
     elif not quiet:
         click.echo(
             f"{checked.name} ({checked.kind}, {checked.worker}) has no mistakes; nothing was submitted"
         )
+        click.echo(f"what it would take: spcluster plan {job}")
 
 
 def _print_made(made: JobDetail, quiet: bool, as_json: bool, *, following: bool) -> None:
@@ -140,10 +141,15 @@ def _figures(made: JobDetail, plan: Plan) -> Iterator[tuple[str, str]]:
     )
 
 
+def _units(plan: Plan, budget_bytes: int) -> int:
+    row = plan.forecast.at(budget_bytes) if plan.forecast is not None else None
+    return plan.k(budget_bytes) if row is None else row.k
+
+
 def _window(made: JobDetail, plan: Plan) -> str:
     """The k that follows from the budget, `5` or `3..7`, unless the job asks for one."""
     asked = made.spec.get("streaming", {}).get("k")
-    least, most = plan.k(made.budget_min_bytes), plan.k(made.budget_max_bytes)
+    least, most = (_units(plan, budget) for budget in (made.budget_min_bytes, made.budget_max_bytes))
     if asked is not None:
         least, most = min(asked, least), min(asked, most)
     return str(least) if least == most else f"{least}..{most}"
