@@ -15,7 +15,7 @@ demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on o
 	$(BIN)/python jobs/demo/demo.py
 
 test: $(VENV)/.test ## Set up, then run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-long: $(VENV)/.test ## The tests that take long
 	$(BIN)/python -m pytest -m slow --timeout 1800

@@ -30,13 +30,13 @@ from superpipe_cluster.streaming import PolicyName, VirtualDevice, stream
 
 UNITS = 32
 UNIT_BYTES = 256 << 10
-COMPUTE_S = 0.016  # of a unit, in each direction
+COMPUTE_S = 0.012  # of a unit, in each direction
 OPERATORS = 32  # of a unit that read its weights
 LOADS_OVER_COMPUTE = {"compute-bound": 0.4, "balanced": 1.0, "link-bound": 3.0}
 POLICIES: tuple[PolicyName, ...] = ("naive", "sliding", "optimal")
-KS, QUICK_KS = (2, 3, 4, 8, 16, 24), (2, 16)
+KS, QUICK_KS = (2, 3, 8, 16, 24), (2, 16)
 #: Steps before the measured ones: the order is learned in the first, and how far to look ahead in the next few.
-WARM_UP, STEPS = 7, 5
+WARM_UP, STEPS = 6, 4
 
 
 class Pause(torch.autograd.Function):

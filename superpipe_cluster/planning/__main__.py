@@ -38,7 +38,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             else torch.device("cuda", 0)
         )
         runs = (
-            trial(lambda: program["probe"](job), one, place, terms=terms, activations=activations, where=where)
+            trial(
+                lambda: program["probe"](job), one, place, terms=terms, activations=activations, where=where
+            )
             for one in request["measure"]
         )
         return {"measured": [run.to_dict() for run in runs]}

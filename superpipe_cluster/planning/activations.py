@@ -2,7 +2,8 @@
 
 Owns both ends. Recorded is a run whose link takes no time and that fetches nothing ahead, so each storage is on the
 device exactly while the program holds it. Everything that needs time is the replay's: bytes that stay until they have
-crossed the link, waiting for bytes to come back, and fetching them ahead within the budget, as `streaming.offload` does.
+crossed the link, waiting for bytes to come back, and fetching them ahead within the budget, by the rules of
+`streaming.offload`.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -63,6 +65,13 @@ class RecordedOffload(Offload):
         self._count = 0
 
     @override
+    def hooks(self) -> AbstractContextManager[Any]:
+        self.tidy()
+        if not torch.is_grad_enabled():
+            return nullcontext()
+        return torch.autograd.graph.saved_tensors_hooks(self._save, self._read)
+
+    @override
     def tidy(self) -> None:
         while self._forgotten:
             self._recorder.note(Forgotten(self._forgotten.popleft()))
@@ -71,8 +80,7 @@ class RecordedOffload(Offload):
     def give_way(self) -> None:
         pass
 
-    @override
-    def _pack(self, tensor: torch.Tensor) -> _View | torch.Tensor:
+    def _save(self, tensor: torch.Tensor) -> _View | torch.Tensor:
         with GUARD.own_work():
             if not self._is_worth_moving(tensor):
                 return tensor.detach()
@@ -85,15 +93,16 @@ class RecordedOffload(Offload):
                 self._recorder.note(Saved(one.number, one.nbytes))
             return _View(one, tensor)
 
-    @override
-    def _unpack(self, saved: _View | torch.Tensor) -> torch.Tensor:
+    def _read(self, saved: _View | torch.Tensor) -> torch.Tensor:
         self.tidy()
         if isinstance(saved, torch.Tensor):
             return saved
         one, flat = saved.activation, None
         if one.storage() is None:
             self._recorder.note(Fetch(one.number))
-            flat = torch.empty(one.nbytes, dtype=torch.uint8, device=self._torch_device)  # seen, and so counted
+            flat = torch.empty(
+                one.nbytes, dtype=torch.uint8, device=self._torch_device
+            )  # seen, and so counted
             one.lives_on(flat)
         self._recorder.note(FetchBefore(one.number))
         with GUARD.own_work():

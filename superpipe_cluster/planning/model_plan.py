@@ -104,7 +104,11 @@ def plan(
 
 def where_of(job: spec.JobBase) -> Where:
     """Where the optimizer of a job computes."""
-    return "on_host" if isinstance(job, spec.TrainJob) and job.train and job.train.optimizer_on == "host" else "on_device"
+    return (
+        "on_host"
+        if isinstance(job, spec.TrainJob) and job.train and job.train.optimizer_on == "host"
+        else "on_device"
+    )
 
 
 def recorded(

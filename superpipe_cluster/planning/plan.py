@@ -94,9 +94,9 @@ class Plan:
     def floor_bytes(self) -> int:
         """The smallest budget that a job is given.
 
-        Where bytes are counted one by one, the smallest workable one and a little for what a job does beside the probe's
-        step (its batch, its losses). On a GPU, whose allocator needs some room of its own, the largest unit with all that
-        belongs to it, beside what always stays.
+        Where bytes are counted one by one, the smallest workable one and a little for what a job does beside the
+        probe's step (its batch, its losses). On a GPU, whose allocator needs some room of its own, the largest unit
+        with all that belongs to it, beside what always stays.
         """
         counted = self._always_bytes + self.largest_unit_bytes
         if self.forecast is None:
@@ -111,8 +111,9 @@ class Plan:
 
     @property
     def host_bytes(self) -> int:
-        """Host RAM of the master copies, once gradients and optimizer state have theirs."""
-        return self.streamed_bytes + self.resident_bytes
+        """Host RAM of the master copies, once gradients and optimizer state have theirs, and of what waits there."""
+        rows = () if self.forecast is None else self.forecast.rows
+        return max(self.streamed_bytes, *(row.host_bytes for row in rows), 0) + self.resident_bytes
 
     def k(self, budget_bytes: int) -> int:
         """Units whose weights a budget can hold at once (0 below the floor)."""

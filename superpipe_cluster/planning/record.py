@@ -286,7 +286,9 @@ class HostRecorder(Executor):
     @override
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         engine, unit = self._engine, args[0]
-        gradients = tuple(slab.number for slab in engine.gradients.get(unit, ()) if slab.outside_holders() > 0)
+        gradients = tuple(
+            slab.number for slab in engine.gradients.get(unit, ()) if slab.outside_holders() > 0
+        )
         with _HostOperators(engine.signatures) as seen:
             fn(*args, **kwargs)
         engine.note(HostStep(engine.weights[unit].number, gradients, seen.work))

@@ -100,11 +100,13 @@ class Window:
                 return False
         if self.max_units is None:
             return True
-        held = dict(self._units)
+        leaving: dict[int, int] = {}
         for slab in without:
-            held[self.unit_of[slab]] -= 1
-        units = {unit for unit, count in held.items() if count}
-        return len(units | {self.unit_of[slab] for slab in slabs}) <= self.max_units
+            leaving[self.unit_of[slab]] = leaving.get(self.unit_of[slab], 0) + 1
+        gone = {unit for unit, count in leaving.items() if count == self._units[unit]}
+        coming = {self.unit_of[slab] for slab in slabs}
+        new = sum(unit in gone or unit not in self._units for unit in coming)
+        return len(self._units) - len(gone) + new <= self.max_units
 
     def hold(self, slab: int) -> None:
         """Count `slab` as held from now on."""
@@ -168,6 +170,8 @@ class View:
             and (blocking or not self.busy(held))
             and self.future.next_use(held) > needed_at
         ]
+        if not window.has_room(slabs, candidates):
+            return None
         # A unit leaves only with its last slab, so where units are counted the slabs of one go together.
         key = self.future.next_use if window.max_units is None else self._next_use_by_unit()
         candidates.sort(key=key, reverse=True)  # stable: among equals, the least recently used first

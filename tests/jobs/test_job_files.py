@@ -44,6 +44,10 @@ class Header:
         return parse_bytes(found[1].replace(" ", "")) if found else None
 
 
+# Seven models are planned in the first test that asks; on a busy machine that takes its time.
+pytestmark = pytest.mark.timeout(400)
+
+
 @pytest.fixture(scope="module")
 def plans() -> dict[str, Plan]:
     """Each job's plan for a GPU, made once."""

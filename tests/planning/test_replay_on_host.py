@@ -65,7 +65,9 @@ def test_bytes_are_those_of_a_run(activations: Activations, where: Where) -> Non
 
 def test_offloading_needs_less_and_the_host_keeps_the_state() -> None:
     traces = {way: record(probe, activations=way[0], where=way[1]) for way in [*WAYS, ("keep", "on_device")]}
-    conditions = {way: Conditions([1e-3] * len(one.signatures.all), LinkSpeed()) for way, one in traces.items()}
+    conditions = {
+        way: Conditions([1e-3] * len(one.signatures.all), LinkSpeed()) for way, one in traces.items()
+    }
     whole = {way: replay(one, conditions[way], None) for way, one in traces.items()}
     kept = whole["keep", "on_device"]
     assert whole["offload", "on_device"].peak_bytes < 0.8 * kept.peak_bytes
@@ -79,7 +81,9 @@ def test_offloading_needs_less_and_the_host_keeps_the_state() -> None:
 def test_updates_on_the_host_take_their_time() -> None:
     trace = record(probe, where="on_host")
     conditions = [
-        Conditions([1e-3] * len(trace.signatures.all), LinkSpeed(), host_seconds=[s] * len(trace.signatures.all))
+        Conditions(
+            [1e-3] * len(trace.signatures.all), LinkSpeed(), host_seconds=[s] * len(trace.signatures.all)
+        )
         for s in (0.0, 1e-3, 1.0)
     ]
     nothing, little, much = (replay(trace, one, None).step_s for one in conditions)

@@ -81,14 +81,16 @@ class PlainRecipe:
                 parameter.copy_(master)
 
     def save(self) -> Any:
-        masters = {p: self._targets[p].detach().clone() for p in self._made}
+        numbered = enumerate(self._targets.items())
+        masters = {number: master.detach().clone() for number, (p, master) in numbered if p in self._made}
         return masters, copy.deepcopy(self.optimizer.state_dict())
 
     @torch.no_grad()
     def load(self, saved: Any) -> None:
-        self._made = set(saved[0])
-        for parameter, value in saved[0].items():
-            self._targets[parameter].copy_(value)
+        parameters = list(self._targets)
+        self._made = {parameters[number] for number in saved[0]}
+        for number, value in saved[0].items():
+            self._targets[parameters[number]].copy_(value)
         self.optimizer.load_state_dict(saved[1])
 
 
@@ -299,10 +301,11 @@ class Twins:
         def work(model: nn.Module, seed: int) -> Any:
             torch.manual_seed(seed)
             model.train(train)
-            with mode():
-                result = model(batch(seed, rows=4)).clone()
-            model.train()
-            return result
+            try:
+                with mode():
+                    return model(batch(seed, rows=4)).clone()
+            finally:
+                model.train()
 
         self.both(work)
 
@@ -326,8 +329,9 @@ class Twins:
 
     def load(self, optimizer_first: bool) -> None:
         if self.saved:
+            # (Copied: a plain optimizer goes on with the very tensors that it is given.)
             for model, recipe, (weights, state) in zip(
-                self.models, (self.plain, self.streamed), self.saved[-1], strict=True
+                self.models, (self.plain, self.streamed), copy.deepcopy(self.saved[-1]), strict=True
             ):
                 with GUARD.own_work() if recipe is self.plain else nullcontext():
                     if optimizer_first:

@@ -67,7 +67,7 @@ _MEASURED = (
 def command(
     job: str, overrides: tuple[str, ...], device: str | None, plot: str | None, measure: bool, as_json: bool
 ) -> int:
-    """Say what a job takes at every budget, before it runs.
+    """Say what a job takes at every budget.
 
     No weights are loaded and nothing is run. Exits with 0 if the job would start now, 3 if it would have to
     wait, 4 if it can never run here. Asks the cluster for its devices if there is one.
