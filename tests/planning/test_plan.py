@@ -84,8 +84,23 @@ def test_the_model_is_left_alone_and_may_be_on_meta() -> None:
 def test_budgets_of_ones_own() -> None:
     forecast = planned(budgets=["1MiB", 2_000_000])
     assert [row.budget_bytes for row in forecast.rows] == [1 << 20, 2_000_000]
-    assert forecast.at(1_500_000) == forecast.rows[0]
+    low, high = forecast.rows
+    assert forecast.at(2_000_000) == high == forecast.at(3_000_000)
     assert forecast.at(1000) is None
+    middle = forecast.at(1_500_000)
+    assert middle is not None
+    assert low.peak_bytes < middle.peak_bytes < min(high.peak_bytes, middle.budget_bytes)
+    assert middle.budget_bytes == 1_500_000
+    assert min(low.step_s, high.step_s) <= middle.step_s <= max(low.step_s, high.step_s)
+
+
+def test_a_job_is_given_a_little_more_than_the_smallest_budget() -> None:
+    forecast = planned()
+    on_cpu = Plan((1, 2), 2, 0, 5, 3, forecast=forecast)
+    assert forecast.floor_bytes < on_cpu.floor_bytes < 1.03 * forecast.floor_bytes
+    assert on_cpu.host_bytes == max(row.host_bytes for row in forecast.rows)
+    on_gpu = Plan((1, 2), 2, 0, 5, 3, overhead_bytes=forecast.floor_bytes, forecast=forecast)
+    assert on_gpu.floor_bytes == forecast.floor_bytes + 5 + 2
 
 
 def test_bad_input_gets_a_clear_error() -> None:

@@ -11,6 +11,7 @@ from torch.optim import AdamW
 
 from streaming.twins import Blocks, assert_equal, batch, mean_square
 from superpipe_cluster.streaming import Streamer, stream
+from superpipe_cluster.streaming.guard import GUARD
 
 
 def _twins() -> tuple[Blocks, Blocks]:
@@ -158,3 +159,32 @@ def test_a_budget_in_bytes_is_counted_so_the_guard_stays() -> None:
             assert_equal(plain(batch()), model(batch()))
         assert _watched()
         assert streamer.stats().peak_bytes <= 1 << 20
+
+
+def test_an_inference_mode_around_each_call() -> None:
+    """Torch gives the thread its keys of before back when an inference mode ends, whoever has left meanwhile."""
+    plain, model = _twins()
+    with stream(model, poison=True) as streamer:
+        for _ in range(6):
+            with torch.inference_mode():
+                assert_equal(plain(batch()), model(batch()))
+            assert torch.ones(2).sum() == 2
+        streamer.resize(k=2)
+        assert_equal(plain(batch()), model(batch()))
+        with torch.inference_mode():
+            assert_equal(plain(batch()), model(batch()))
+            streamer.close()
+    assert torch.ones(2).sum() == 2
+    GUARD.leave_if_idle()
+    assert not _watched()
+
+
+def test_a_state_dict_that_is_kept_is_the_present_one_whenever_it_is_read() -> None:
+    pair = Pair()
+    kept = pair.plain.state_dict(), pair.model.state_dict()
+    pair.train(8)
+    assert_equal(*kept)
+    del kept
+    pair.train(8)
+    assert not _watched()
+    pair.finish()
