@@ -54,6 +54,8 @@ def environment(home: Home, base: Mapping[str, str]) -> dict[str, str]:
         if not name.startswith("RAY_") and name != "SPCLUSTER_REDIS_URL"
     }
     env |= {
+        # What planning learns of devices and programs belongs to this cluster's home, whatever the caller's default is.
+        "SPCLUSTER_HOME": str(home.root),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home.ray_token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",

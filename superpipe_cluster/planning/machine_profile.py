@@ -38,6 +38,7 @@ class MachineProfile:
         memory_bytes_per_s: device memory, read and written.
         flops_per_s: of a large matrix product, by dtype.
         operator_s: what each operator costs beside its own time: Python, autograd, the read guard.
+        access_s: what it costs the program to ask for a unit that is not ready: the decision what to move.
         copy_latency_s: from the start of a copy to its arrival, if it had no bytes.
         copy_start_s: what it costs the program to start one.
         free_s_per_byte: what it costs the program to give device memory back.
@@ -55,6 +56,7 @@ class MachineProfile:
     memory_bytes_per_s: float
     flops_per_s: dict[str, float]
     operator_s: float = 0.0
+    access_s: float = 0.0
     copy_latency_s: float = 0.0
     copy_start_s: float = 0.0
     free_s_per_byte: float = 0.0

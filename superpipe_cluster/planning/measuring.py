@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any, TypedDict
 
 import torch
@@ -22,8 +24,9 @@ from superpipe_cluster.planning.record import record
 from superpipe_cluster.planning.trace import Trace
 from superpipe_cluster.planning.work import TensorShape
 from superpipe_cluster.streaming.cuda_device import CudaDevice
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.device import Copy, Device
 from superpipe_cluster.streaming.opening import stream
+from superpipe_cluster.streaming.slab import Slab
 from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
 
 _TINY_BYTES = 1 << 12
@@ -39,6 +42,8 @@ _ONE_S, _ALL_S, _MOST_BYTES = 0.06, 20.0, 1 << 30
 #: Large operators are what the roofline knows best, and timing them takes longest.
 _LONGEST_S = 0.3
 _FEWEST, _MOST = 3, 25
+_PACED_BYTES, _PACE_BYTES_PER_S = 1 << 20, 1e9
+_TIGHT = 2  # units on the device
 
 
 def machine_profile(device: torch.device, folder: Path | None = None) -> MachineProfile:
@@ -75,7 +80,7 @@ def measure_machine(device: torch.device) -> MachineProfile:
         context_bytes=_context_bytes(device),
         **_link_of(device),
     )
-    profile.operator_s = _operator_s(profile, device)
+    profile.operator_s, profile.access_s = _beside_s(profile, device)
     return profile
 
 
@@ -123,6 +128,8 @@ def _link_of(device: torch.device) -> _Link:
     opened.close()
     start_s, latency_s, _, _ = map(median, zip(*rows[_TINY_BYTES], strict=True))
     _, load_s, store_s, free_s = map(median, zip(*rows[large], strict=True))
+    if device.type == "cpu":
+        latency_s = _paced_latency_s()
     return _Link(
         h2d_bytes_per_s=large / load_s,
         d2h_bytes_per_s=large / store_s,
@@ -130,6 +137,19 @@ def _link_of(device: torch.device) -> _Link:
         copy_start_s=start_s,
         free_s_per_byte=free_s / large,
     )
+
+
+def _paced_latency_s() -> float:
+    """What a virtual link of declared speed takes beyond that: a turn of its thread, and a sleep that ends late."""
+    opened = CpuDevice(VirtualDevice(link_bytes_per_s=_PACE_BYTES_PER_S), budget_bytes=None)
+    flat, host = (torch.ones(_PACED_BYTES, dtype=torch.uint8) for _ in range(2))
+    beyond: list[float] = []
+    for _ in range(_REPETITIONS):
+        began = time.perf_counter()
+        opened.load(flat, host).finish()
+        beyond.append(time.perf_counter() - began - _PACED_BYTES / _PACE_BYTES_PER_S)
+    opened.close()
+    return max(0.0, median(beyond))
 
 
 def _context_bytes(device: torch.device) -> int:
@@ -140,14 +160,15 @@ def _context_bytes(device: torch.device) -> int:
     return max(0, total - free - torch.cuda.memory_reserved(device))
 
 
-def _seconds(run: Callable[[], object], clock: Callable[[], float]) -> float:
+def _seconds(run: Callable[[], object], clock: Callable[[], float], repetitions: int = _REPETITIONS) -> float:
     run()
     taken: list[float] = []
-    for _ in range(_REPETITIONS):
+    for _ in range(repetitions):
         began = clock()
         run()
         taken.append(clock() - began)
-    return median(taken)
+    # The lower quartile: what others on this machine add is not the device's.
+    return quantiles(taken, n=4)[0]
 
 
 def _clock(device: torch.device) -> Callable[[], float]:
@@ -164,7 +185,12 @@ def _clock(device: torch.device) -> Callable[[], float]:
 
 
 def time_operators(
-    trace: Trace, profile: MachineProfile, device: torch.device, *, limit_s: float = _ALL_S
+    trace: Trace,
+    profile: MachineProfile,
+    device: torch.device,
+    *,
+    limit_s: float = _ALL_S,
+    cold: bool = True,
 ) -> int:
     """Time the operators of `trace` that `profile` does not know on `device`, the ones that matter most first.
 
@@ -173,6 +199,8 @@ def time_operators(
         profile: gets their seconds; not saved.
         device: to run them on.
         limit_s: after this, what is left stays with the roofline.
+        cold: whether others have used the caches in between, half of the time: an operator of a large program finds
+            some of what it reads there, and some not.
 
     Returns:
         How many were timed.
@@ -189,18 +217,20 @@ def time_operators(
             break
         try:
             with torch.no_grad():
-                taken = _time(trace.signatures.call(number, lambda shape: _tensor(shape, device)), device)
+                run = trace.signatures.call(number, lambda shape: _tensor(shape, device))
+                taken = [
+                    _time(run, device, cold=between) for between in ((False, True) if cold else (False,))
+                ]
         except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
             continue  # its values matter, and random ones will not do
-        profile.operators[signature.key] = taken
+        profile.operators[signature.key] = fmean(taken)
         timed += 1
     return timed
 
 
-def _time(run: Callable[[], Any], device: torch.device) -> float:
+def _time(run: Callable[[], Any], device: torch.device, *, cold: bool) -> float:
     clock = _clock(device)
-    # A program comes to each operator from others that have used the caches.
-    others = torch.empty(_CACHES_BYTES, dtype=torch.uint8, device=device)
+    others = torch.empty(_CACHES_BYTES if cold else 0, dtype=torch.uint8, device=device)
     run()
     taken: list[float] = []
     start_s = clock()
@@ -209,8 +239,7 @@ def _time(run: Callable[[], Any], device: torch.device) -> float:
         began = clock()
         run()
         taken.append(clock() - began)
-    # The lower quartile: what others on this machine add is not the operator's.
-    return quantiles(taken, n=4)[0]
+    return median(taken)
 
 
 def _tensor(shape: TensorShape, device: torch.device) -> torch.Tensor:
@@ -243,8 +272,8 @@ class _Small(nn.Module):
         return x
 
 
-def _operator_s(profile: MachineProfile, device: torch.device) -> float:
-    """What an operator of a training step costs beside its own time: Python, autograd, the guard."""
+def _beside_s(profile: MachineProfile, device: torch.device) -> tuple[float, float]:
+    """What an operator of a training step costs beside its own time (Python, autograd, the guard), and an access."""
 
     def step_of(model: nn.Module, place: torch.device) -> None:
         model(torch.ones(4, 32, device=place)).square().mean().backward()
@@ -254,21 +283,46 @@ def _operator_s(profile: MachineProfile, device: torch.device) -> float:
         return Probe(model, lambda: step_of(model, torch.device("cpu")), lambda own: torch.optim.AdamW(own))
 
     trace = record(probe)
-    time_operators(trace, profile, device)
-    # With a budget, so that the guard keeps watching.
-    with stream(model := _Small(), "1GiB", VirtualDevice() if device.type == "cpu" else device) as streamer:
-        optimizer = streamer.optimizer(torch.optim.AdamW)
+    # Nothing else has used the caches here.
+    warm = replace(profile, operators={})
+    time_operators(trace, warm, device, cold=False)
 
-        def step() -> None:
-            step_of(model, streamer.device)
-            optimizer.step()
-            optimizer.zero_grad()
+    def streamed(k: int | None) -> tuple[float, int, int]:
+        # With a budget, so that the guard keeps watching.
+        place = VirtualDevice() if device.type == "cpu" else device
+        with stream(model := _Small(), "1GiB", place, k=k) as streamer:
+            optimizer = streamer.optimizer(torch.optim.AdamW)
+            asked = copies = 0
+            engine = streamer._engine
+            require, load, store = engine.require, engine.home.load, engine.home.store
 
-        for _ in range(_REPETITIONS):
-            step()
-        step_s = _seconds(step, _clock(device))
-    alone_s = sum(
-        count * profile.alone_s(trace.signatures.all[number]) for number, count in trace.work.items()
-    )
-    beside_s = step_s - alone_s if device.type == "cpu" else step_s
-    return max(0.0, beside_s) / trace.operators
+            def counted(slabs: Sequence[Slab]) -> None:
+                nonlocal asked
+                asked += 1
+                require(slabs)
+
+            def copied(copy: Callable[[Slab], Copy], slab: Slab) -> Copy:
+                nonlocal copies
+                copies += 1
+                return copy(slab)
+
+            engine.require = counted
+            engine.home.load, engine.home.store = partial(copied, load), partial(copied, store)
+
+            def step() -> None:
+                nonlocal asked, copies
+                asked = copies = 0
+                step_of(model, streamer.device)
+                optimizer.step()
+                optimizer.zero_grad()
+
+            for _ in range(_REPETITIONS):
+                step()
+            return _seconds(step, _clock(device), _MOST), asked, copies
+
+    whole_s, _, _ = streamed(None)
+    tight_s, asked, copies = streamed(_TIGHT)
+    alone_s = sum(count * warm.alone_s(trace.signatures.all[number]) for number, count in trace.work.items())
+    beside_s = whole_s - alone_s if device.type == "cpu" else whole_s
+    access_s = (tight_s - whole_s - copies * profile.copy_start_s) / asked
+    return max(0.0, beside_s) / trace.operators, max(0.0, access_s)

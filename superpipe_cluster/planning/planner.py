@@ -58,6 +58,7 @@ class Planner:
             batches_in_flight=1 if profile.device == CPU else CudaDevice.batches_in_flight,
             overhead_bytes=profile.context_bytes,
             terms=terms or Terms(),
+            access_s=profile.access_s / share if profile.device == CPU else 0.0,
             host_seconds=[(host or profile).alone_s(one) / share for one in trace.signatures.all],
         )
         self.floor_bytes = floor_bytes(trace, self._conditions)

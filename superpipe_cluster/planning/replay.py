@@ -85,6 +85,7 @@ class Conditions:
         overhead_bytes: see `Device`.
         terms: what is asked for beside bytes.
         host_seconds: likewise where the host computes it; None for `seconds`.
+        access_s: of the program, each time that it asks for slabs that are not ready.
     """
 
     seconds: Sequence[float]
@@ -93,6 +94,7 @@ class Conditions:
     overhead_bytes: int = 0
     terms: Terms = field(default_factory=Terms)
     host_seconds: Sequence[float] | None = None
+    access_s: float = 0.0
 
 
 class Replay:
@@ -159,12 +161,14 @@ class Replay:
                         engine.wrote(engine.slabs[number])
                 seconds = self._conditions.seconds
                 self.device.compute(sum(seconds[number] * count for number, count in event.work.items()))
-                if event.highest_bytes > 0:
-                    engine.charge(event.highest_bytes)
+                before = 0
+                for level in event.rises or [max(0, event.highest_bytes)]:
+                    engine.charge(level - before)
+                    before = level
                 if event.net_bytes != event.highest_bytes:
                     engine.charge(event.net_bytes - max(0, event.highest_bytes))
             case Require(slabs):
-                engine.require([engine.slabs[number] for number in slabs])
+                self._require([engine.slabs[number] for number in slabs])
             case Wrote(slab):
                 engine.wrote(engine.slabs[slab])
             case NewSlab():
@@ -219,7 +223,11 @@ class Replay:
         if all(slab.ready for slab in slabs) and (awaited is None or not awaited.done()):
             engine.operands = slabs
         else:
-            engine.require(slabs)
+            self._require(slabs)
+
+    def _require(self, slabs: list[Slab]) -> None:
+        self.device.compute(self._conditions.access_s)
+        self.engine.require(slabs)
 
 
 def _parameter(

@@ -30,6 +30,8 @@ class Compute:
         work: signature -> how often.
         highest_bytes: most bytes of other tensors, beyond those there were before, at any moment of it.
         net_bytes: bytes of other tensors that are there after it and were not before.
+        rises: the levels on the way to `highest_bytes`, each higher than all before: where room is made for one, what
+            came before it has been in use already. Empty for one rise.
     """
 
     reads: tuple[int, ...] = ()
@@ -37,11 +39,14 @@ class Compute:
     work: Counter[int] = field(default_factory=Counter)
     highest_bytes: int = 0
     net_bytes: int = 0
+    rises: list[int] = field(default_factory=list)
 
     def charge(self, nbytes: int) -> None:
         """Count bytes of a new tensor, or of one that died."""
         self.net_bytes += nbytes
-        self.highest_bytes = max(self.highest_bytes, self.net_bytes)
+        if self.net_bytes > self.highest_bytes:
+            self.highest_bytes = self.net_bytes
+            self.rises.append(self.net_bytes)
 
 
 @dataclass(frozen=True, slots=True)

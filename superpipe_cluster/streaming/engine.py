@@ -128,7 +128,8 @@ class Engine(Residency):
         for slab in self.gradients.get(unit, ()):
             if parameter in slab.views and slab.may_give(parameter):
                 return slab
-        alike = {p: p.data for p in self.weights[unit].views if p.requires_grad}
+        # (It may be frozen by now, and yet have one.)
+        alike = {p: p.data for p in self.weights[unit].views if p.requires_grad or p is parameter}
         return self.add_slab(unit, "gradients", alike)
 
     def take_back(self, parameter: nn.Parameter) -> None:

@@ -60,7 +60,9 @@ class ReadGuard(Watch):
         #: Held while an operator on slabs runs: another thread's operator must not have them evicted meanwhile.
         self.lock = threading.RLock()
         self._places: dict[int, Place] = {}
-        self._host_holders: dict[int, int] = {}  # of each host copy handed out: holders that are the runtime's own
+        self._host_holders: dict[
+            int, int
+        ] = {}  # of each host copy handed out: holders that are the runtime's own
         self._engines: list[Engine] = []
         self._traits: dict[int, Traits] = {}  # by the operator's id, which is quicker than its hash
         self._live: dict[Engine, LiveTensors] = {}  # of virtual devices; CUDA's allocator counts by itself

@@ -356,7 +356,8 @@ def test_what_is_in_host_memory_goes_with_the_graph() -> None:
         gc.collect()
         last = streamer.stats()
         assert last.host_bytes == first.host_bytes, "buffers are used again"
-        assert last.peak_bytes < 1.001 * first.peak_bytes
+        # (What is fetched ahead at a moment depends on the link's speed; a graph that stayed would be half of all.)
+        assert last.peak_bytes < 1.2 * first.peak_bytes
 
 
 @pytest.mark.usefixtures("everything_offloaded")

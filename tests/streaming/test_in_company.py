@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import os
 import sys
 import threading
@@ -17,9 +16,7 @@ import torch
 
 from streaming.twins import Blocks, assert_equal, batch, mean_square, train
 from superpipe_cluster.errors import Unstreamable
-from superpipe_cluster.streaming import StreamStats, VirtualDevice, offload, stream
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.virtual_device import CpuDevice
+from superpipe_cluster.streaming import StreamStats, offload, stream
 
 AdamW = torch.optim.AdamW
 SETTINGS: list[dict[str, Any]] = [
@@ -149,10 +146,10 @@ def test_two_threads_take_turns_with_one_model(settings: dict[str, Any]) -> None
             thread = threading.Thread(target=turn, args=(count,))
             thread.start()
             thread.join()
-            turn(1) if count == 6 else None
-            actual_weights = [p.detach().clone() for p in model.parameters()]
+            if count == 6:
+                turn(1)
+        assert streamer.stats().loads > 0
         turn(24 - len(actual))
-        assert len(actual_weights) == len(list(plain.parameters()))
     assert_equal([expected, list(plain.parameters())], [actual, list(model.parameters())])
 
 
@@ -225,13 +222,12 @@ def test_a_child_is_refused_what_the_parent_streams(settings: dict[str, Any]) ->
                 lambda: model.layers[2][0].weight.data_ptr(),
                 lambda: streamer.resize(k=2),
             ]
-            well = all([refused(use) for use in uses])
+            well = all(refused(use) for use in uses)
             streamer.close()
             other = Blocks()
             expected = other(batch()).detach()
             with stream(other, k=2, poison=True) as own:
-                well = well and torch.equal(expected, other(batch())) and own.stats().loads > 0
-            return well
+                return well and torch.equal(expected, other(batch())) and own.stats().loads > 0
 
         assert _in_child(child)
         loss.backward()
