@@ -199,8 +199,8 @@ def time_operators(
         profile: gets their seconds; not saved.
         device: to run them on.
         limit_s: after this, what is left stays with the roofline.
-        cold: whether others have used the caches in between, half of the time: an operator of a large program finds
-            some of what it reads there, and some not.
+        cold: whether others have used the caches in between, as in a large program. Of what products read, the weights
+            come from far away then; other operators read what has just been made as often as not.
 
     Returns:
         How many were timed.
@@ -218,9 +218,8 @@ def time_operators(
         try:
             with torch.no_grad():
                 run = trace.signatures.call(number, lambda shape: _tensor(shape, device))
-                taken = [
-                    _time(run, device, cold=between) for between in ((False, True) if cold else (False,))
-                ]
+                caches = [False] if not cold else [True] if signature.flops else [False, True]
+                taken = [_time(run, device, cold=between) for between in caches]
         except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
             continue  # its values matter, and random ones will not do
         profile.operators[signature.key] = fmean(taken)

@@ -251,6 +251,7 @@ def give_back(engine: Engine, followers: Iterable[StreamedOptimizer | Offload] =
     """End the streaming of `engine`: parameters, gradients and the optimizers' state are ordinary host memory again."""
     if not GUARD.guards(engine):
         return  # it is the parent's, see [Note: forked]
+    GUARD.wake()  # before anything is flushed: it takes gradients in
     with GUARD.own_work(), torch.inference_mode(False):
         engine.flush()
         engine.home.finish()

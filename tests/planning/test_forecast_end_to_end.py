@@ -113,6 +113,6 @@ def test_exit_codes_say_now_later_or_never(lab: Lab) -> None:
     assert held.returncode == 0, held.stderr
     later = lab.say("plan", str(lab.job))
     assert later.returncode == 3, later.stderr
-    never = lab.say("plan", str(lab.job), "--set", "resources.gpu_memory=8MiB")
+    never = lab.say("plan", str(lab.job), "--set", "resources.gpu_memory=4MiB")
     assert never.returncode == 4
     assert "cannot be streamed in less than" in never.stderr

@@ -115,6 +115,25 @@ def test_a_budget_from_another_thread_is_in_force_from_the_next_step_on() -> Non
     pair.finish()
 
 
+def test_gradients_that_came_at_rest_are_given_back() -> None:
+    pair = Pair()
+    for model in (pair.plain, pair.model):
+        mean_square(model, 99).backward()
+    assert not _watched()
+    pair.streamer.close()
+    assert_equal(*([p.grad for p in model.parameters()] for model in (pair.plain, pair.model)))
+
+
+def test_a_parameter_that_is_frozen_at_rest_keeps_its_gradient() -> None:
+    pair = Pair()
+    for model in (pair.plain, pair.model):
+        mean_square(model, 99).backward()
+        model.inside.weight.requires_grad_(False)
+    pair.streamer.resize(k=2)
+    assert_equal(*([p.grad for p in model.parameters()] for model in (pair.plain, pair.model)))
+    pair.finish()
+
+
 def test_what_the_program_writes_at_rest_is_kept() -> None:
     pair = Pair()
     with torch.no_grad():
