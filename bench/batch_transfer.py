@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 
 #: Shapes of a layer's tensors. The first three are the paper's models, the last is one with many small tensors.
 LAYERS: dict[str, list[tuple[int, ...]]] = {
@@ -164,18 +161,9 @@ def main() -> None:
                     f"{name:24} {k:2} {row['tensors']:8} {row['bytes'] / 1e6:8.1f}   {speeds}   {faster:5.2f}x"
                 )
     asked.out.mkdir(parents=True, exist_ok=True)
-    about = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu: copies within RAM",
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        ).stdout.strip(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu: copies within RAM"
     stem = asked.out / f"batch-transfer-{device.type}"
-    stem.with_suffix(".json").write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    stem.with_suffix(".json").write_text(json.dumps({"about": about(name), "rows": rows}, indent=1) + "\n")
     plot(rows, stem.with_suffix(".png"))
 
 

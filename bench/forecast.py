@@ -17,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 from torch import nn
 from torch.nn import functional as F
 
@@ -192,14 +192,17 @@ def main() -> None:
         f"median error of seconds {100 * median:.1f} %"
     )
     if asked.json:
-        about = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": "virtual",
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "load": os.getloadavg()[0],
-        }
-        asked.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        asked.json.write_text(
+            json.dumps(
+                {
+                    "about": about("virtual")
+                    | {"threads": torch.get_num_threads(), "load": os.getloadavg()[0]},
+                    "rows": rows,
+                },
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 if __name__ == "__main__":

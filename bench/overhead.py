@@ -13,18 +13,15 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from superpipe_cluster.streaming import stream
@@ -119,19 +116,8 @@ def main() -> None:
                 )
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-        about = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": "cpu, one thread",
-            "commit": commit.stdout.strip(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
         (asked.out / "overhead-cpu.json").write_text(
-            json.dumps({"about": about, "rows": rows}, indent=1) + "\n"
+            json.dumps({"about": about("cpu, one thread"), "rows": rows}, indent=1) + "\n"
         )
 
 

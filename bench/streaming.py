@@ -13,17 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from about import about
 from torch import nn
 
 from superpipe_cluster.streaming import PolicyName, VirtualDevice, stream
@@ -189,20 +186,9 @@ def main() -> None:
     print(verdict(found))
     if asked.out:
         asked.out.mkdir(parents=True, exist_ok=True)
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-        about = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "device": "virtual",
-            "commit": commit.stdout.strip(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
         path = asked.out / "streaming-virtual.json"
         path.write_text(
-            json.dumps({"about": about, "verdict": verdict(found), "rows": found}, indent=1) + "\n"
+            json.dumps({"about": about("virtual"), "verdict": verdict(found), "rows": found}, indent=1) + "\n"
         )
         plot(found, path.with_suffix(".png"))
 

@@ -32,7 +32,7 @@ from superpipe_cluster.sizes import bytes_of
 from superpipe_cluster.spec.files import is_path
 from superpipe_cluster.streaming.budget import Terms
 from superpipe_cluster.streaming.host_steps import Where
-from superpipe_cluster.streaming.schedule import PolicyName
+from superpipe_cluster.streaming.policies import PolicyName
 from superpipe_cluster.streaming.streamer import Activations
 from superpipe_cluster.streaming.virtual_device import VirtualDevice
 

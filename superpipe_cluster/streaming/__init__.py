@@ -7,7 +7,7 @@ from superpipe_cluster.streaming.homes import HomeName
 from superpipe_cluster.streaming.loading import Weights, check_weights, parameters_on_meta
 from superpipe_cluster.streaming.opening import stream
 from superpipe_cluster.streaming.optimizer import StreamedOptimizer
-from superpipe_cluster.streaming.schedule import PolicyName
+from superpipe_cluster.streaming.policies import PolicyName
 from superpipe_cluster.streaming.streamer import Streamer, StreamStats
 from superpipe_cluster.streaming.virtual_device import VirtualDevice
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from superpipe_cluster.errors import BadInput, BudgetTooSmall
 from superpipe_cluster.streaming.device import Device
-from superpipe_cluster.streaming.schedule import Policy, PolicyName, make_policy
+from superpipe_cluster.streaming.policies import Policy, PolicyName, make_policy
 from superpipe_cluster.streaming.units import Partition
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
-from superpipe_cluster.errors import DeviceOutOfMemory
-from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.counted_device import CountedDevice
+from superpipe_cluster.streaming.device import Copy
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ClockCopy(Copy):
         self.wait()
 
 
-class ClockDevice(Device):
+class ClockDevice(CountedDevice):
     """Keeps the time of one computation and one link, and the count of its bytes.
 
     Args:
@@ -82,20 +82,14 @@ class ClockDevice(Device):
         batches_in_flight: int = 1,
         overhead_bytes: int = 0,
     ) -> None:
+        super().__init__(budget_bytes, overhead_bytes)
         self.torch_device = torch.device(torch_device)
-        self.budget_bytes = budget_bytes
         self.batches_in_flight = batches_in_flight
-        self.overhead_bytes = overhead_bytes
-        self.stall_s = 0.0
-        self.h2d_bytes = 0
-        self.d2h_bytes = 0
         self.now_s = 0.0
         self.compute_s = 0.0
         self._link = link or LinkSpeed()
         self._h2d_free_at_s = 0.0
         self._d2h_free_at_s = 0.0
-        self._used = overhead_bytes
-        self._peak = overhead_bytes
 
     def compute(self, seconds: float) -> None:
         """The program computes for `seconds`."""
@@ -149,26 +143,6 @@ class ClockDevice(Device):
     @override
     def host_buffer(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.torch_device)
-
-    @override
-    def used_bytes(self) -> int:
-        return self._used
-
-    @override
-    def peak_bytes(self) -> int:
-        return self._peak
-
-    @override
-    def charge(self, nbytes: int) -> None:
-        used = self._used + nbytes
-        if nbytes > 0 and self.budget_bytes is not None and used > self.budget_bytes:
-            raise DeviceOutOfMemory(
-                f"the device budget of {self.budget_bytes} bytes is {used - self.budget_bytes} bytes too small: "
-                f"{self._used} in use, {nbytes} more needed",
-                hint="give the job more gpu_memory, or make its batch or sequence shorter",
-            )
-        self._used = used
-        self._peak = max(self._peak, used)
 
     @override
     def ran_out(self) -> None:

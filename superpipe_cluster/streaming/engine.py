@@ -6,7 +6,6 @@ policy in `schedule`, and here both meet. The slabs and their copies are `reside
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import cast
@@ -20,9 +19,10 @@ from superpipe_cluster.streaming.device import Copy, Device
 from superpipe_cluster.streaming.homes import Home
 from superpipe_cluster.streaming.need import Need
 from superpipe_cluster.streaming.order import AccessOrder
+from superpipe_cluster.streaming.policies import Policy
 from superpipe_cluster.streaming.residency import Residency
-from superpipe_cluster.streaming.schedule import Action, Clean, Evict, Fetch, Policy, View
-from superpipe_cluster.streaming.slab import Slab
+from superpipe_cluster.streaming.schedule import Action, Clean, Evict, Fetch, View
+from superpipe_cluster.streaming.slab import Slab, may_be_taken
 from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
 
 
@@ -30,7 +30,7 @@ class Engine(Residency):
     """Brings slabs to the device in time, and others away.
 
     Consecutive reads of the same unit (or of the units that one operator reads together) form a *group*. Its slabs are
-    pinned while it lasts; when it ends, what it changed starts on its way to the host.
+    pinned while it lasts; when it ends, what it changed may start on its way to the host.
     """
 
     def __init__(
@@ -213,13 +213,7 @@ class Engine(Residency):
             BudgetTooSmall: a moment of this step or of the last one needed more.
         """
         if budget_bytes is not None:
-            self.need.check(budget_bytes, self._others_now(), self._largest_unit_bytes())
-
-    def _largest_unit_bytes(self) -> int:
-        of_unit: dict[int, int] = defaultdict(int)
-        for slab in self.slabs:
-            of_unit[slab.unit] += slab.nbytes
-        return max(of_unit.values(), default=0)
+            self.need.check(budget_bytes, self._others_now(), self.largest_unit_bytes())
 
     def _fits(self, budget_bytes: int | None, max_units: int | None) -> bool:
         in_bytes = budget_bytes is None or self.device.used_bytes() <= budget_bytes
@@ -233,7 +227,7 @@ class Engine(Residency):
             and self.order.learned
             and self.window.everything_fits
             and self.device.limits_itself()
-            and all(slab.number in self.window.held for slab in self.slabs if self._has_content(slab))
+            and self.all_held()
         )
 
     def rest(self) -> None:
@@ -251,13 +245,6 @@ class Engine(Residency):
         for parameter in self.unit_of:
             if may_be_taken(parameter.grad, parameter):
                 self.take_gradient(parameter)
-
-    def drop_empty_gradients(self) -> None:
-        """Give back the bytes of gradient slabs whose gradients the program has let go."""
-        for slabs in self.gradients.values():
-            for slab in slabs:
-                if slab.number in self.window.held and not self._has_content(slab):
-                    self._evict(slab)
 
     # ---- the whole at once ------------------------------------------------------------------------
 
@@ -411,8 +398,3 @@ class Engine(Residency):
 
     def _note_others(self) -> None:
         self.need.note(self._others_now(), sum(slab.nbytes for slab in self.operands))
-
-
-def may_be_taken(gradient: torch.Tensor | None, parameter: torch.Tensor) -> bool:
-    """Whether the gradient can be kept in a slab; a sparse one, for instance, stays where autograd left it."""
-    return gradient is not None and gradient.layout is torch.strided and gradient.dtype == parameter.dtype

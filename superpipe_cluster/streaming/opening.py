@@ -22,7 +22,7 @@ from superpipe_cluster.streaming.entrance import is_streamed
 from superpipe_cluster.streaming.guard import GUARD
 from superpipe_cluster.streaming.homes import HomeName, make_home
 from superpipe_cluster.streaming.loading import LoadedContents, Weights
-from superpipe_cluster.streaming.schedule import POLICIES, PolicyName
+from superpipe_cluster.streaming.policies import POLICIES, PolicyName
 from superpipe_cluster.streaming.shared_home import split_by_training
 from superpipe_cluster.streaming.streamer import Activations, Streamer, give_back, move
 from superpipe_cluster.streaming.units import partition

@@ -5,6 +5,7 @@ Owns the slabs and their copies in both directions. It decides nothing: when wha
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -158,6 +159,24 @@ class Residency:
     def host_bytes(self) -> int:
         """Bytes of RAM that the host copies take."""
         return self.home.host_bytes
+
+    def largest_unit_bytes(self) -> int:
+        """Bytes of all slabs of the unit where they are most."""
+        of_unit: dict[int, int] = defaultdict(int)
+        for slab in self.slabs:
+            of_unit[slab.unit] += slab.nbytes
+        return max(of_unit.values(), default=0)
+
+    def all_held(self) -> bool:
+        """Whether every slab that means anything is on the device."""
+        return all(slab.number in self.window.held for slab in self.slabs if self._has_content(slab))
+
+    def drop_empty_gradients(self) -> None:
+        """Give back the bytes of gradient slabs whose gradients the program has let go."""
+        for slabs in self.gradients.values():
+            for slab in slabs:
+                if slab.number in self.window.held and not self._has_content(slab):
+                    self._evict(slab)
 
     # ---- moving -----------------------------------------------------------------------------------
 

@@ -173,3 +173,8 @@ def _view(flat: torch.Tensor, place: _Place) -> torch.Tensor:
     typed = torch.empty(0, dtype=place.dtype, device=flat.device)
     itemsize = typed.element_size()
     return typed.set_(flat.untyped_storage(), place.offset_bytes // itemsize, place.size, place.stride)
+
+
+def may_be_taken(gradient: torch.Tensor | None, parameter: torch.Tensor) -> bool:
+    """Whether the gradient can be kept in a slab; a sparse one, for instance, stays where autograd left it."""
+    return gradient is not None and gradient.layout is torch.strided and gradient.dtype == parameter.dtype

@@ -45,7 +45,8 @@ class StreamStats:
         d2h_bytes: bytes copied device to host.
         link_bytes: both directions together.
         stall_s: seconds in which the computation waited for a copy (virtual devices; on CUDA the host never waits).
-        peak_bytes: most bytes in use at any moment, of everything.
+        peak_bytes: most bytes in use at any moment, of everything; on a virtual device without a budget only while the
+            guard watches (see the note on rest in `guard`).
         peak_units: most units whose weights were on the device at once.
         held_bytes: bytes in use now.
         model_bytes: bytes of all parameters and buffers.

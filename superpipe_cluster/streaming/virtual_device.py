@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from superpipe_cluster.errors import DeviceOutOfMemory
-from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.counted_device import CountedDevice
+from superpipe_cluster.streaming.device import Copy
 
 
 @dataclass(frozen=True)
@@ -151,21 +151,15 @@ class _Link(threading.Thread):
 _POISON = 0xFF  # every float format reads all-ones as NaN
 
 
-class CpuDevice(Device):
+class CpuDevice(CountedDevice):
     """The share of a virtual device that one budget gives. With `poison`, bytes not to be read read as NaN."""
 
     batches_in_flight = 1
-    overhead_bytes = 0
 
     def __init__(self, spec: VirtualDevice, budget_bytes: int | None, *, poison: bool = False) -> None:
+        super().__init__(budget_bytes if budget_bytes is not None else spec.capacity_bytes)
         self.torch_device = torch.device("cpu")
-        self.budget_bytes = budget_bytes if budget_bytes is not None else spec.capacity_bytes
-        self.stall_s = 0.0
-        self.h2d_bytes = 0
-        self.d2h_bytes = 0
         self._poison = poison
-        self._used = 0
-        self._peak = 0
         clocks = (
             (None, None) if spec.link_clock is None else (f"{spec.link_clock}.h2d", f"{spec.link_clock}.d2h")
         )
@@ -195,27 +189,6 @@ class CpuDevice(Device):
     def store(self, host: torch.Tensor, flat: torch.Tensor) -> Copy:
         self.d2h_bytes += host.numel()
         return self._device_to_host.submit(_VirtualCopy(self, lambda: host.copy_(flat), host.numel()))
-
-    @override
-    def used_bytes(self) -> int:
-        return self._used
-
-    @override
-    def peak_bytes(self) -> int:
-        return self._peak
-
-    @override
-    def charge(self, nbytes: int) -> None:
-        used = self._used + nbytes
-        if nbytes > 0 and self.budget_bytes is not None and used > self.budget_bytes:
-            raise DeviceOutOfMemory(
-                f"the device budget of {self.budget_bytes} bytes is {used - self.budget_bytes} bytes too small: "
-                f"{self._used} in use, {nbytes} more needed",
-                hint="give the job more gpu_memory, or make its batch or sequence shorter",
-            )
-        self._used = used
-        if used > self._peak:
-            self._peak = used
 
     @override
     def ran_out(self) -> None:

@@ -8,7 +8,7 @@ import torch
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory
 from superpipe_cluster.streaming.clock_device import ClockDevice, LinkSpeed
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.schedule import make_policy
+from superpipe_cluster.streaming.policies import make_policy
 from superpipe_cluster.streaming.units import Unit
 
 

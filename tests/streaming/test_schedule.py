@@ -11,7 +11,8 @@ from torch import nn
 from superpipe_cluster.streaming.clock_device import ClockDevice, LinkSpeed
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.order import NEVER, AccessOrder, Future
-from superpipe_cluster.streaming.schedule import Clean, Evict, Policy, PolicyName, View, Window, make_policy
+from superpipe_cluster.streaming.policies import Policy, PolicyName, make_policy
+from superpipe_cluster.streaming.schedule import Clean, Evict, View, Window
 from superpipe_cluster.streaming.units import Unit
 
 UNIT_BYTES = 256
