@@ -50,11 +50,17 @@ class Orders:
         stop: why the worker is to stop; None while it is not.
         force: kill the child without grace.
         stale: the worker's epoch is not the job's any more; it must end and write nothing.
+        budget_bytes: all device bytes that it may hold from its next step boundary on; None: as before.
+        budget_revision: number of that budget; the worker acknowledges it in its next report, once it is in force.
+        pause: stand still at the next step boundary, for as long as this is said.
     """
 
     stop: str | None = None
     force: bool = False
     stale: bool = False
+    budget_bytes: int | None = None
+    budget_revision: int = 0
+    pause: bool = False
 
 
 class Executor(Protocol):

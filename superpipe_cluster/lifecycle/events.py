@@ -73,6 +73,46 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class ResizeAsked(Event):
+    """The head wants the worker to hold `budget_bytes`, of which `revision` is the number.
+
+    The first phase of two: nothing is given away before `Resized`. See [Note: two phases] in `record.py`.
+    """
+
+    kind: ClassVar[str] = "resize_asked"
+    budget_bytes: int
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resized(Event):
+    """The worker acknowledged: since a step boundary it holds at most `budget_bytes`, as asked in `revision`.
+
+    `refused` is its reason when it could not do as asked, and `budget_bytes` then what it had before.
+    """
+
+    kind: ClassVar[str] = "resized"
+    budget_bytes: int
+    revision: int
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PauseAsked(Event):
+    """The worker is to stand still at its next step boundary. `why`: its owner, or a window that closed."""
+
+    kind: ClassVar[str] = "pause_asked"
+    why: str = "owner"
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeAsked(Event):
+    """The worker is to go on."""
+
+    kind: ClassVar[str] = "resume_asked"
+
+
+@dataclass(frozen=True, slots=True)
 class Paused(Event):
     """The worker acknowledged that it stands still at a step boundary."""
 
@@ -84,6 +124,14 @@ class Resumed(Event):
     """The worker acknowledged that it goes on."""
 
     kind: ClassVar[str] = "resumed"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed(Event):
+    """Somebody changed what the job asks for. `fields` are of `record.CHANGEABLE`, with their new values."""
+
+    kind: ClassVar[str] = "changed"
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +181,8 @@ class DependencyFailed(Event):
 EVENTS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
-        Submitted, Held, Released, Placed, Started, Paused, Resumed,
-        StopAsked, Exited, Lost, DependencyFailed,
+        Submitted, Held, Released, Placed, Started, ResizeAsked, Resized, PauseAsked, ResumeAsked, Paused,
+        Resumed, Changed, StopAsked, Exited, Lost, DependencyFailed,
     )
 }  # fmt: skip
 

@@ -7,6 +7,12 @@ Records are frozen: a change is a new record.
 version knows is kept untouched and written back, a missing one takes its default, an unknown state loads
 under its own name (see `states.py`). So heads of different versions can read each other's records, whichever
 is the older one.
+
+[Note: two phases] A budget changes in two steps. The head asks (`ResizeAsked`, a new revision); from that moment the
+larger of the old and the new budget counts against the device (`charged_bytes`). The worker applies it at its next
+step boundary and acknowledges the revision; `Resized` makes it the budget, and only then are the bytes of a smaller
+one free. An acknowledgement of an older revision lowers nothing: the worker may already be on its way to a newer,
+larger budget.
 """
 
 from __future__ import annotations
@@ -43,10 +49,22 @@ class JobRecord(BaseModel):
     worker: str = ""
     #: Where the results go.
     output: str | None = None
-    #: -1 low, 0 normal, 1 high.
+    #: -1 low, 0 normal, 1 high, 2 interactive.
     priority: int = 0
-    #: Ids of the jobs that must have succeeded first.
+    #: Ids of the jobs that must have succeeded first, of those that must have ended, and that must have failed.
     after: tuple[str, ...] = ()
+    after_any: tuple[str, ...] = ()
+    after_fail: tuple[str, ...] = ()
+    #: The array it is a task of (the id of the first task), its number there, and how many of the array's tasks
+    #: may hold a device at once (None: all).
+    array: str | None = None
+    array_index: int | None = None
+    array_limit: int | None = None
+    #: The window it may start and grow in, and what becomes of it at the window's end: shrink, pause or requeue.
+    window: str | None = None
+    at_window_end: str = "shrink"
+    #: Not to be started before, unix seconds.
+    begin_at: float | None = None
     max_attempts: int = 1
     time_limit_s: float | None = None
     cpus: int = 1
@@ -78,8 +96,28 @@ class JobRecord(BaseModel):
     #: The guaranteed and the wanted end of the job's range of device bytes.
     budget_min_bytes: int = 0
     budget_max_bytes: int = 0
-    #: Device bytes it was given, within that range.
+    #: Device bytes it holds at most, as its worker acknowledged, see [Note: two phases].
     budget_bytes: int | None = None
+    #: What it was asked to hold instead, and when; None when nothing is under way.
+    budget_asked_bytes: int | None = None
+    budget_asked_at: float | None = None
+    #: One more at every budget that is asked for, never reused. The acknowledgement names it.
+    budget_revision: int = 0
+    #: The most it may hold until it has acknowledged the newest budget: what counts against its device.
+    charged_bytes: int = 0
+    #: Since when it has had its budget.
+    budget_since: float | None = None
+    #: It may be shrunk down to this many bytes, and no further: its guarantee, or what its `max_slowdown` needs.
+    shrink_floor_bytes: int = 0
+    #: Whether its budget may be made smaller, and larger, while it runs.
+    may_shrink: bool = True
+    may_grow: bool = True
+    #: Its worker's word for the smallest budget it can run in; more than planned when the plan was wrong.
+    floor_bytes: int = 0
+    #: The forecast in short, smallest budget first: (budget bytes, seconds of a step, link bytes of a step).
+    curve: tuple[tuple[int, float, int], ...] = ()
+    #: Bytes per second of the link that it needs to stay within its `max_slowdown`; 0 when it promised none.
+    link_min_bytes_per_s: int = 0
     #: RAM for the host copy of its model.
     host_bytes: int = 0
     #: Weights of the whole model.
@@ -89,11 +127,23 @@ class JobRecord(BaseModel):
     submitted_at: float = 0.0
     #: Since when it has been in the queue (again).
     queued_at: float | None = None
-    #: When this attempt's program began.
+    #: When this attempt was placed, and when its program began.
+    placed_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
+    #: It is to stand still at its next step boundary: "owner" or "window" asked for it; None while it is not.
+    pause_asked: str | None = None
     #: When the last event happened to it.
     changed_at: float = 0.0
+
+    # - what it has used, over all attempts
+    #: Device bytes times seconds charged so far, the link's bytes, and up to when that was charged.
+    used_byte_s: float = 0.0
+    used_link_bytes: int = 0
+    used_until: float | None = None
+    #: Seconds spent in the queue, and running.
+    waited_s: float = 0.0
+    ran_s: float = 0.0
 
     # - how far it is
     step: int = 0
@@ -121,6 +171,18 @@ class JobRecord(BaseModel):
     #: Seconds of a step, the median of its latest; None before there were enough.
     step_s: float | None = None
 
+    @property
+    def promised_bytes(self) -> int:
+        """What counts against its device while it holds one. See [Note: two phases]."""
+        return max(self.charged_bytes, self.budget_bytes or 0, self.budget_asked_bytes or 0)
+
+
+#: What `Changed` may change, in a job that has not ended.
+CHANGEABLE = frozenset(
+    {"priority", "budget_min_bytes", "budget_max_bytes", "shrink_floor_bytes", "time_limit_s", "begin_at",
+     "window", "at_window_end"}
+)  # fmt: skip
+
 
 class Progress(BaseModel):
     """What a worker reports about itself, about once a second. Every field may be left out.
@@ -133,6 +195,14 @@ class Progress(BaseModel):
     #: True from the moment the program's `main` was entered. For the head, which turns the first one into
     #: `Started`.
     running: bool | None = None
+    #: The newest budget that is in force (`Resized`), with its number, and why it is not the one asked for.
+    budget_bytes: int | None = None
+    budget_revision: int | None = None
+    budget_refused: str | None = None
+    #: Whether it stands still, as it was asked to (`Paused`, `Resumed`).
+    paused: bool | None = None
+    #: The smallest budget that its models can run in.
+    floor_bytes: int | None = None
     step: int | None = None
     steps: int | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -157,9 +227,13 @@ FRESH_COUNTERS: dict[str, Any] = {
 }  # fmt: skip
 
 
+#: Of a report, what is turned into events by the head, and `metrics`, which are merged.
+_EVENTS_OF_WORKERS = {"running", "budget_bytes", "budget_revision", "budget_refused", "paused", "metrics"}
+
+
 def with_progress(record: JobRecord, progress: Progress) -> JobRecord:
     """`record` with what the worker reported. Changes no state and no fencing number."""
-    update = progress.model_dump(exclude_none=True, exclude={"running", "metrics"})
+    update = progress.model_dump(exclude_none=True, exclude=_EVENTS_OF_WORKERS)
     if progress.metrics:
         update["metrics"] = {**record.metrics, **progress.metrics}
         if record.first_loss is None and "loss" in progress.metrics:

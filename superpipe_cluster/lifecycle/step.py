@@ -11,21 +11,26 @@ from typing import Any, NamedTuple
 
 from superpipe_cluster.errors import Conflict
 from superpipe_cluster.lifecycle.events import (
+    Changed,
     DependencyFailed,
     Event,
     Exited,
     Held,
     Lost,
+    PauseAsked,
     Paused,
     Placed,
     Released,
+    ResizeAsked,
+    Resized,
+    ResumeAsked,
     Resumed,
     Started,
     StopAsked,
     Submitted,
     from_stored,
 )
-from superpipe_cluster.lifecycle.record import FRESH_COUNTERS, JobRecord
+from superpipe_cluster.lifecycle.record import CHANGEABLE, FRESH_COUNTERS, JobRecord
 from superpipe_cluster.lifecycle.states import EndReason, JobState, WaitReason
 from superpipe_cluster.lifecycle.table import TABLE, events_from
 
@@ -56,7 +61,7 @@ def step(record: JobRecord, event: Event, now: float) -> JobRecord:
     update = _outcome(record, event, now)
     if update["state"] not in allowed:
         raise InvalidTransition(_story(record, event), hint=_hint(record))
-    return record.model_copy(update={**update, "changed_at": now})
+    return record.model_copy(update={**_used(record, now), **update, "changed_at": now})
 
 
 def begin(record: JobRecord, now: float) -> tuple[JobRecord, Submitted]:
@@ -95,8 +100,9 @@ OUTCOME_FIELDS = ("state", "attempt", "epoch")
 #: progress, and the reason a waiting job waits for (it changes with every tick, and is no event).
 REPLAYED_FIELDS = (
     "id", "name", "user", "kind", "max_attempts", "state", "attempt", "losses", "epoch", "stop_asked",
-    "exit_code", "device", "budget_bytes", "submitted_at", "queued_at", "started_at", "ended_at",
-    "changed_at",
+    "exit_code", "device", "budget_bytes", "budget_asked_bytes", "budget_asked_at", "budget_revision",
+    "charged_bytes", "budget_since", "pause_asked", "submitted_at", "queued_at", "placed_at", "started_at",
+    "ended_at", "changed_at", "waited_s", "ran_s", "used_byte_s", "used_until",
 )  # fmt: skip
 
 
@@ -159,17 +165,27 @@ def _outcome(record: JobRecord, event: Event, now: float) -> dict[str, Any]:
     """The fields that `event` changes, `state` always among them."""
     match event:
         case Held():
-            return {"state": JobState.HELD, "reason": WaitReason.HELD, "message": None, "queued_at": None}
+            return {
+                "state": JobState.HELD,
+                "reason": WaitReason.HELD,
+                "message": None,
+                "queued_at": None,
+                "waited_s": record.waited_s + _since(record.queued_at, now),
+            }
         case Released():
             return {"state": JobState.QUEUED, "reason": None, "message": None, "queued_at": now}
         case Placed(device=device, budget_bytes=budget_bytes):
             return {
                 **FRESH_COUNTERS,
+                **_settled(budget_bytes),
+                "budget_since": now,
+                "placed_at": now,
+                "used_until": now,
+                "waited_s": record.waited_s + _since(record.queued_at, now),
                 "state": JobState.STARTING,
                 "reason": None,
                 "message": None,
                 "device": device,
-                "budget_bytes": budget_bytes,
                 "attempt": record.attempt + 1,
                 "epoch": record.epoch + 1,
                 "started_at": None,
@@ -177,10 +193,27 @@ def _outcome(record: JobRecord, event: Event, now: float) -> dict[str, Any]:
             }
         case Started():
             return {"state": JobState.RUNNING, "started_at": now}
+        case ResizeAsked(budget_bytes=budget_bytes, revision=revision):
+            if revision != record.budget_revision + 1:
+                raise InvalidTransition(_story(record, event), hint="another budget was asked for just now")
+            return _resize_asked(record, budget_bytes, revision, now)
+        case Resized(budget_bytes=budget_bytes, revision=revision):
+            if record.budget_asked_bytes is None or revision > record.budget_revision:
+                raise InvalidTransition(_story(record, event), hint="nobody asked for this budget")
+            return _resized(record, budget_bytes, revision, now)
+        case PauseAsked(why=why):
+            return {"state": record.state, "pause_asked": why}
+        case ResumeAsked():
+            return {"state": record.state, "pause_asked": None}
         case Paused():
             return {"state": JobState.PAUSED}
         case Resumed():
             return {"state": JobState.RUNNING}
+        case Changed(fields=fields):
+            unknown = fields.keys() - CHANGEABLE
+            if unknown:
+                raise ValueError(f"{', '.join(sorted(unknown))} of a job cannot be changed")
+            return {**fields, "state": record.state}
         case StopAsked(why=why):
             return _stop_asked(record, why, now)
         case Exited(reason=reason, message=message, exit_code=exit_code):
@@ -196,11 +229,66 @@ def _outcome(record: JobRecord, event: Event, now: float) -> dict[str, Any]:
             raise AssertionError(f"{event.kind!r} is in the table but not in step")
 
 
+def _settled(budget_bytes: int | None) -> dict[str, Any]:
+    """A budget that nothing is under way about."""
+    return {
+        "budget_bytes": budget_bytes,
+        "budget_asked_bytes": None,
+        "budget_asked_at": None,
+        "charged_bytes": budget_bytes or 0,
+        "pause_asked": None,
+    }
+
+
+def _resize_asked(record: JobRecord, budget_bytes: int, revision: int, now: float) -> dict[str, Any]:
+    return {
+        "state": record.state,
+        "budget_asked_bytes": budget_bytes,
+        "budget_asked_at": now,
+        "budget_revision": revision,
+        "charged_bytes": max(record.promised_bytes, budget_bytes),
+    }
+
+
+def _resized(record: JobRecord, budget_bytes: int, revision: int, now: float) -> dict[str, Any]:
+    """The acknowledged budget. One of an older revision frees nothing, see [Note: two phases]."""
+    if revision < record.budget_revision:
+        return {"state": record.state, "budget_bytes": budget_bytes}
+    return {
+        "state": record.state,
+        "budget_bytes": budget_bytes,
+        "budget_asked_bytes": None,
+        "budget_asked_at": None,
+        "charged_bytes": budget_bytes,
+        "budget_since": now,
+    }
+
+
+def _used(record: JobRecord, now: float) -> dict[str, Any]:
+    """What it was promised, times the seconds since that was last added up.
+
+    [Note: usage] Usage is part of the record, and so of every transition's one atomic write: no crash charges
+    anything twice, or forgets it, and the totals of a user are sums over their records.
+    """
+    if not record.state.holds_device or record.used_until is None:
+        return {}
+    held_s = _since(record.used_until, now)
+    return {
+        "used_byte_s": record.used_byte_s + record.promised_bytes * held_s,
+        "used_until": max(now, record.used_until),
+    }
+
+
+def _since(start: float | None, now: float) -> float:
+    return 0.0 if start is None else max(0.0, now - start)
+
+
 def _stop_asked(record: JobRecord, why: str, now: float) -> dict[str, Any]:
     if why not in STOP_REASONS:
         raise ValueError(f"a job cannot be asked to stop because of {why!r}")
     if record.state.is_waiting:
-        return {**_final(EndReason(why), None, now), "stop_asked": why}
+        waited_s = record.waited_s + _since(record.queued_at, now)
+        return {**_final(EndReason(why), None, now), "stop_asked": why, "waited_s": waited_s}
     # A preempted job is to come back, a cancelled one is not: the first final word stands.
     standing = record.stop_asked
     if standing is None or standing == EndReason.PREEMPTED:
@@ -220,12 +308,23 @@ def _ended(record: JobRecord, reason: str, message: str | None, now: float) -> d
             "losses": losses,
             "queued_at": now,
             "device": None,
-            "budget_bytes": None,
+            **_settled(None),
+            "used_until": None,
+            "used_link_bytes": record.used_link_bytes + record.link_bytes,
+            "ran_s": record.ran_s + _since(record.started_at, now),
             "started_at": None,
             "stop_asked": None,
             "held_bytes": 0,
         }
-    return {**_final(cause, message, now), "losses": losses, "held_bytes": 0}
+    return {
+        **_final(cause, message, now),
+        **_settled(record.budget_bytes),
+        "used_until": None,
+        "used_link_bytes": record.used_link_bytes + record.link_bytes,
+        "ran_s": record.ran_s + _since(record.started_at, now),
+        "losses": losses,
+        "held_bytes": 0,
+    }
 
 
 def _cause(record: JobRecord, reason: EndReason) -> EndReason:

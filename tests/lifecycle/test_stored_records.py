@@ -53,7 +53,8 @@ def test_a_v1_history_gives_its_record() -> None:
     replayed = replay(Happened(line["at"], line["kind"], line["data"]) for line in V1["history_of_records_2"])
     record = JobRecord.model_validate(V1["records"][2])
     for name in REPLAYED_FIELDS:
-        assert getattr(replayed, name) == getattr(record, name), name
+        if name in V1["records"][2]:  # later versions replay more
+            assert getattr(replayed, name) == getattr(record, name), name
 
 
 @pytest.mark.parametrize("stored", V1["records"], ids=lambda stored: stored["state"])
