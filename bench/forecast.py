@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from superpipe_cluster.streaming import VirtualDevice, stream
 
 PEAK_WITHIN, SECONDS_WITHIN = 0.05, 0.10
 WARM_UP, STEPS = 6, 10
+#: All budgets of a program are run this often in turn: a machine that others share changes its speed within seconds.
+ROUNDS = 3
 
 
 class Block(nn.Module):
@@ -119,26 +121,38 @@ PROGRAMS = [
 WAYS = (0.1, 0.4, 0.75, 1.0)  # of the way from the smallest budget to the whole
 
 
-def run(program: Program, budget: int) -> tuple[float, float, int]:
-    """Seconds of a step, the share of the processor that it got, and the peak."""
-    probe = program.probe()
-    device = VirtualDevice(link_bytes_per_s=program.link_bytes_per_s)
-    seconds: list[float] = []
-    computed = used = 0.0
-    with stream(probe.model, budget, device) as streamer:
-        optimizer = streamed_optimizer(probe, streamer)
-        for number in range(WARM_UP + STEPS):
-            stall_s, used_s, began = streamer.stats().stall_s, time.thread_time(), time.perf_counter()
-            probe.step()
-            if optimizer is not None:
-                optimizer.step()
-                optimizer.zero_grad()
-            taken = time.perf_counter() - began
-            if number >= WARM_UP:
-                seconds.append(taken)
-                used += time.thread_time() - used_s
-                computed += taken - (streamer.stats().stall_s - stall_s)
-        return statistics.mean(seconds), min(1.0, used / computed), streamer.stats().peak_bytes
+@dataclass
+class Run:
+    """The steps of one budget so far."""
+
+    seconds: list[float] = field(default_factory=list)
+    computed_s: float = 0.0
+    used_s: float = 0.0
+    peak_bytes: int = 0
+
+    @property
+    def share(self) -> float:
+        """Of the processor, that it got when it did not wait for a copy."""
+        return min(1.0, self.used_s / self.computed_s)
+
+    def more(self, program: Program, budget: int) -> None:
+        """Some steps more."""
+        probe = program.probe()
+        device = VirtualDevice(link_bytes_per_s=program.link_bytes_per_s)
+        with stream(probe.model, budget, device) as streamer:
+            optimizer = streamed_optimizer(probe, streamer)
+            for number in range(WARM_UP + STEPS):
+                stall_s, used_s, began = streamer.stats().stall_s, time.thread_time(), time.perf_counter()
+                probe.step()
+                if optimizer is not None:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                taken = time.perf_counter() - began
+                if number >= WARM_UP:
+                    self.seconds.append(taken)
+                    self.used_s += time.thread_time() - used_s
+                    self.computed_s += taken - (streamer.stats().stall_s - stall_s)
+            self.peak_bytes = max(self.peak_bytes, streamer.stats().peak_bytes)
 
 
 def cases(program: Program) -> Iterator[dict[str, Any]]:
@@ -148,17 +162,21 @@ def cases(program: Program) -> Iterator[dict[str, Any]]:
     profile = measure_machine(place)
     time_operators(trace, profile, place)
     idle = Planner(trace, profile, link_bytes_per_s=program.link_bytes_per_s)
-    for way in WAYS:
-        budget = idle.floor_bytes + int(way * (idle.whole_bytes - idle.floor_bytes))
-        step_s, share, peak = run(program, budget)
-        row = Planner(trace, profile, link_bytes_per_s=program.link_bytes_per_s, share=share).row(budget)
+    budgets = [idle.floor_bytes + int(way * (idle.whole_bytes - idle.floor_bytes)) for way in WAYS]
+    runs = {budget: Run() for budget in budgets}
+    for _ in range(ROUNDS):
+        for budget, run in runs.items():
+            run.more(program, budget)
+    for budget, run in runs.items():
+        row = Planner(trace, profile, link_bytes_per_s=program.link_bytes_per_s, share=run.share).row(budget)
+        step_s = statistics.median(run.seconds)
         yield {
             "program": program.name,
             "budget_bytes": budget,
-            "processor_share": share,
+            "processor_share": run.share,
             "forecast_peak_bytes": row.peak_bytes,
-            "peak_bytes": peak,
-            "peak_error": row.peak_bytes / peak - 1,
+            "peak_bytes": run.peak_bytes,
+            "peak_error": row.peak_bytes / run.peak_bytes - 1,
             "forecast_step_s": row.step_s,
             "step_s": step_s,
             "step_error": row.step_s / step_s - 1,

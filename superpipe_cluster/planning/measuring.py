@@ -22,7 +22,7 @@ from superpipe_cluster.planning.machine_profile import MachineProfile, dtype_nam
 from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.record import record
 from superpipe_cluster.planning.trace import Trace
-from superpipe_cluster.planning.work import TensorShape
+from superpipe_cluster.planning.work import Signature, TensorShape
 from superpipe_cluster.streaming.cuda_device import CudaDevice
 from superpipe_cluster.streaming.device import Copy, Device
 from superpipe_cluster.streaming.opening import stream
@@ -42,6 +42,8 @@ _ONE_S, _ALL_S, _MOST_BYTES = 0.06, 20.0, 1 << 30
 #: Large operators are what the roofline knows best, and timing them takes longest.
 _LONGEST_S = 0.3
 _FEWEST, _MOST = 3, 25
+#: A machine that others share is faster in one second than in the next: every operator is timed in several rounds.
+_ROUNDS = 3
 _PACED_BYTES, _PACE_BYTES_PER_S = 1 << 20, 1e9
 _TIGHT = 2  # units on the device
 
@@ -205,40 +207,49 @@ def time_operators(
     Returns:
         How many were timed.
     """
-    began, timed = time.perf_counter(), 0
+    began = time.perf_counter()
     work = trace.work + (trace.host_work if device.type == "cpu" else Counter())
     weight = {number: count * profile.alone_s(trace.signatures.all[number]) for number, count in work.items()}
-    for number in sorted(weight, key=weight.__getitem__, reverse=True):
-        signature = trace.signatures.all[number]
-        large = signature.nbytes > _MOST_BYTES or profile.alone_s(signature) > _LONGEST_S
-        if large or signature.key in profile.operators:
-            continue
-        if time.perf_counter() - began > limit_s:
-            break
-        try:
-            with torch.no_grad():
-                run = trace.signatures.call(number, lambda shape: _tensor(shape, device))
-                caches = [False] if not cold else [True] if signature.flops else [False, True]
-                taken = [_time(run, device, cold=between) for between in caches]
-        except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
-            continue  # its values matter, and random ones will not do
-        profile.operators[signature.key] = fmean(taken)
-        timed += 1
-    return timed
+    heaviest_first = sorted(weight, key=weight.__getitem__, reverse=True)
+    unknown = [number for number in heaviest_first if _can_be_timed(trace.signatures.all[number], profile)]
+    taken: dict[int, dict[bool, list[float]]] = {}
+    for _ in range(_ROUNDS):
+        for number in unknown:
+            if time.perf_counter() - began > limit_s:
+                break
+            flops = trace.signatures.all[number].flops
+            caches = [False] if not cold else [True] if flops else [False, True]
+            try:
+                with torch.no_grad():
+                    run = trace.signatures.call(number, lambda shape: _tensor(shape, device))
+                    rounds = taken.setdefault(number, {between: [] for between in caches})
+                    for between in caches:
+                        rounds[between] += _times(run, device, cold=between)
+            except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
+                taken.pop(number, None)  # its values matter, and random ones will not do
+    for number, rounds in taken.items():
+        profile.operators[trace.signatures.all[number].key] = fmean(map(median, rounds.values()))
+    return len(taken)
 
 
-def _time(run: Callable[[], Any], device: torch.device, *, cold: bool) -> float:
+def _can_be_timed(signature: Signature, profile: MachineProfile) -> bool:
+    if signature.key in profile.operators:
+        return False
+    return signature.nbytes <= _MOST_BYTES and profile.alone_s(signature) <= _LONGEST_S
+
+
+def _times(run: Callable[[], Any], device: torch.device, *, cold: bool) -> list[float]:
     clock = _clock(device)
     others = torch.empty(_CACHES_BYTES if cold else 0, dtype=torch.uint8, device=device)
     run()
     taken: list[float] = []
     start_s = clock()
-    while len(taken) < _FEWEST or (len(taken) < _MOST and clock() - start_s < _ONE_S):
+    while len(taken) < _FEWEST or (len(taken) < _MOST and clock() - start_s < _ONE_S / _ROUNDS):
         others.fill_(0)
         began = clock()
         run()
         taken.append(clock() - began)
-    return median(taken)
+    return taken
 
 
 def _tensor(shape: TensorShape, device: torch.device) -> torch.Tensor:
