@@ -115,7 +115,7 @@ def measure_machine(device: torch.device) -> dict[str, Any]:
     host = torch.zeros(_LINK_BYTES, dtype=torch.uint8)
     there = torch.zeros(_LINK_BYTES, dtype=torch.uint8)
     if device.type == "cuda":
-        from superpipe_cluster.streaming.cuda_memory import gpu_memory
+        from superpipe_cluster.streaming.devices.cuda_memory import gpu_memory
 
         context = gpu_memory(device.index or 0).context
         row |= {"context_bytes": context.nbytes, "context_source": context.source}

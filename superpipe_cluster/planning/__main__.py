@@ -26,7 +26,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     from superpipe_cluster.planning.profile import forecast_on, plan_of
     from superpipe_cluster.planning.trial import trial
     from superpipe_cluster.streaming.budget import Terms
-    from superpipe_cluster.streaming.virtual_device import VirtualDevice
+    from superpipe_cluster.streaming.devices.virtual_device import VirtualDevice
 
     device = None if request["device"] is None else PlannedDevice(**request["device"])
     terms = Terms(job.streaming.k, job.streaming.k_prime, job.streaming.policy)

@@ -20,12 +20,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from typing_extensions import override
 
 from superpipe_cluster.planning.trace import Event, Fetch, FetchBefore, Forgotten, Saved
-from superpipe_cluster.streaming.clock_device import ClockDevice
-from superpipe_cluster.streaming.device import Copy
+from superpipe_cluster.streaming.activations.offload import Offload, on_the_way_bytes
+from superpipe_cluster.streaming.devices.clock_device import ClockDevice
+from superpipe_cluster.streaming.devices.device import Copy
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.offload import Offload, on_the_way_bytes
-from superpipe_cluster.streaming.storages import storage_key
+from superpipe_cluster.streaming.watching.guard import GUARD
+from superpipe_cluster.streaming.watching.storages import storage_key
 
 # ---- recorded -----------------------------------------------------------------------------------------------
 

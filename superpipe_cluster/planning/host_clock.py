@@ -12,9 +12,9 @@ from concurrent.futures import Future
 
 from typing_extensions import override
 
-from superpipe_cluster.streaming.clock_device import ClockCopy, ClockDevice
-from superpipe_cluster.streaming.host_steps import threads
+from superpipe_cluster.streaming.devices.clock_device import ClockCopy, ClockDevice
 from superpipe_cluster.streaming.slab import Slab
+from superpipe_cluster.streaming.training.host_steps import threads
 
 
 class _Update(Future[None]):

@@ -20,8 +20,8 @@ import torch
 
 from superpipe_cluster.planning.corrections import profiles_folder
 from superpipe_cluster.planning.work import Signature
-from superpipe_cluster.streaming.clock_device import LinkSpeed
-from superpipe_cluster.streaming.cuda_device import CONTEXT_BYTES
+from superpipe_cluster.streaming.devices.clock_device import LinkSpeed
+from superpipe_cluster.streaming.devices.cuda_device import CONTEXT_BYTES
 
 
 @dataclass

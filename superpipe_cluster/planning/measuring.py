@@ -23,11 +23,11 @@ from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.record import record
 from superpipe_cluster.planning.trace import Trace
 from superpipe_cluster.planning.work import Signature, TensorShape
-from superpipe_cluster.streaming.cuda_device import CudaDevice
-from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.devices.cuda_device import CudaDevice
+from superpipe_cluster.streaming.devices.device import Copy, Device
+from superpipe_cluster.streaming.devices.virtual_device import CpuDevice, VirtualDevice
 from superpipe_cluster.streaming.opening import stream
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
 
 _TINY_BYTES = 1 << 12
 #: In RAM, of the size of a small model's unit: larger pieces come fresh from the system each time, page by page.

@@ -31,10 +31,10 @@ from superpipe_cluster.planning.trace import Trace
 from superpipe_cluster.sizes import bytes_of
 from superpipe_cluster.spec.files import is_path
 from superpipe_cluster.streaming.budget import Terms
-from superpipe_cluster.streaming.host_steps import Where
+from superpipe_cluster.streaming.devices.virtual_device import VirtualDevice
 from superpipe_cluster.streaming.policies import PolicyName
 from superpipe_cluster.streaming.streamer import Activations
-from superpipe_cluster.streaming.virtual_device import VirtualDevice
+from superpipe_cluster.streaming.training.host_steps import Where
 
 _Optimizer = Callable[[list[torch.Tensor]], torch.optim.Optimizer]
 

@@ -17,7 +17,7 @@ from superpipe_cluster.planning.replay import Conditions, Replayed, floor_bytes,
 from superpipe_cluster.planning.trace import Trace
 from superpipe_cluster.sizes import spell_bytes
 from superpipe_cluster.streaming.budget import Terms
-from superpipe_cluster.streaming.cuda_device import CudaDevice
+from superpipe_cluster.streaming.devices.cuda_device import CudaDevice
 
 _ROWS = 8
 #: A step that waits longer than this share of itself is bound by the link.

@@ -17,7 +17,7 @@ from superpipe_cluster.planning.plan import Plan, PlannedDevice
 from superpipe_cluster.planning.planner import Planner
 from superpipe_cluster.planning.trace import Compute, NewSlab, Pass, Trace
 from superpipe_cluster.streaming.budget import Terms
-from superpipe_cluster.streaming.cuda_device import CONTEXT_BYTES
+from superpipe_cluster.streaming.devices.cuda_device import CONTEXT_BYTES
 from superpipe_cluster.streaming.slab import Slab
 
 #: A person waits for it.

@@ -42,17 +42,17 @@ from superpipe_cluster.planning.trace import (
     Wrote,
 )
 from superpipe_cluster.planning.work import Signatures
-from superpipe_cluster.streaming.clock_device import ClockDevice
-from superpipe_cluster.streaming.contents import Contents
+from superpipe_cluster.streaming.devices.clock_device import ClockDevice
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.host_steps import Where
+from superpipe_cluster.streaming.homes.contents import Contents
 from superpipe_cluster.streaming.opening import stream_over
-from superpipe_cluster.streaming.operators import Traits, traits_of
-from superpipe_cluster.streaming.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.slab import Part, Slab
 from superpipe_cluster.streaming.streamer import Activations, Streamer
+from superpipe_cluster.streaming.training.host_steps import Where
+from superpipe_cluster.streaming.training.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.units import Unit
+from superpipe_cluster.streaming.watching.guard import GUARD
+from superpipe_cluster.streaming.watching.operators import Traits, traits_of
 
 
 def record(

@@ -36,7 +36,7 @@ from superpipe_cluster.planning.trace import (
     Wrote,
 )
 from superpipe_cluster.streaming.budget import Terms, window_of
-from superpipe_cluster.streaming.clock_device import ClockDevice, LinkSpeed
+from superpipe_cluster.streaming.devices.clock_device import ClockDevice, LinkSpeed
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.policies import make_policy
 from superpipe_cluster.streaming.slab import Slab

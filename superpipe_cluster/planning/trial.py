@@ -15,10 +15,10 @@ from superpipe_cluster.planning.forecast import Measured
 from superpipe_cluster.planning.plan import Probe
 from superpipe_cluster.planning.record import streamed_optimizer
 from superpipe_cluster.streaming.budget import Terms
-from superpipe_cluster.streaming.host_steps import Where
+from superpipe_cluster.streaming.devices.virtual_device import VirtualDevice
 from superpipe_cluster.streaming.opening import stream
 from superpipe_cluster.streaming.streamer import Activations
-from superpipe_cluster.streaming.virtual_device import VirtualDevice
+from superpipe_cluster.streaming.training.host_steps import Where
 
 _WARM_UP = 4
 

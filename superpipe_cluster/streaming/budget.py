@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from superpipe_cluster.errors import BadInput, BudgetTooSmall
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.devices.device import Device
 from superpipe_cluster.streaming.policies import Policy, PolicyName, make_policy
 from superpipe_cluster.streaming.units import Partition
 
@@ -46,10 +46,8 @@ def window_of(
     sizes = sorted(unit.nbytes for unit in parts.units)
     fits, budget = len(sizes), budget_bytes
     if budget is not None:
-        resident = overhead_bytes + sum(tensor.nbytes for tensor in parts.resident.values())
-        largest = sizes[-1] if sizes else 0
-        everything = sum(sizes) + resident
-        needed = everything if terms.policy == "whole" else resident + largest
+        resident = _resident_bytes(parts, overhead_bytes)
+        needed = needed_for(parts, overhead_bytes, terms)
         if needed > budget:
             what = "the whole model" if terms.policy == "whole" else "its largest unit"
             raise BudgetTooSmall(
@@ -68,6 +66,17 @@ def window_of(
     if terms.k_prime is not None:
         return window, min(terms.k_prime, window)
     return window, max(1, window // 2) if terms.policy == "sliding" else 1
+
+
+def needed_for(parts: Partition, overhead_bytes: int, terms: Terms) -> int:
+    """Bytes of the smallest budget that can hold the largest unit (`whole`: the model) and what always stays."""
+    sizes = [unit.nbytes for unit in parts.units]
+    held = sum(sizes) if terms.policy == "whole" else max(sizes, default=0)
+    return _resident_bytes(parts, overhead_bytes) + held
+
+
+def _resident_bytes(parts: Partition, overhead_bytes: int) -> int:
+    return overhead_bytes + sum(tensor.nbytes for tensor in parts.resident.values())
 
 
 def check_counts(**counts: int | None) -> None:

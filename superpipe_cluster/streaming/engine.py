@@ -15,15 +15,15 @@ from torch import nn
 from typing_extensions import override
 
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory, Unstreamable
-from superpipe_cluster.streaming.device import Copy, Device
-from superpipe_cluster.streaming.homes import Home
+from superpipe_cluster.streaming.devices.device import Copy, Device
+from superpipe_cluster.streaming.homes.homes import Home
 from superpipe_cluster.streaming.need import Need
 from superpipe_cluster.streaming.order import AccessOrder
 from superpipe_cluster.streaming.policies import Policy
 from superpipe_cluster.streaming.residency import Residency
 from superpipe_cluster.streaming.schedule import Action, Clean, Evict, Fetch, View
 from superpipe_cluster.streaming.slab import Slab, may_be_taken
-from superpipe_cluster.streaming.storages import is_gradient_shared, tensors_on
+from superpipe_cluster.streaming.watching.storages import is_gradient_shared, tensors_on
 
 
 class Engine(Residency):

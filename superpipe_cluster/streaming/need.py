@@ -19,10 +19,12 @@ class Need:
         self._others = self._others_before = 0
         self._least = self._least_before = 0  # others and the slabs of one operator
         self._at_begin = 0
+        self._least_ever = 0
 
     def begin_step(self, others: int) -> None:
         """A step starts, with `others` bytes in use."""
         self._others_before, self._others = self._others, others
+        self._least_ever = max(self._least_ever, self._least)
         self._least_before, self._least = self._least, others
         self._at_begin = others
 
@@ -34,6 +36,14 @@ class Need:
     def most_others(self, now: int) -> int:
         """Others to reckon with, if `now` are in use."""
         return max(now, self._others, self._others_before)
+
+    def floor(self, others: int, largest_unit: int) -> int | None:
+        """The smallest budget in which every step so far could have been made; None before the first.
+
+        More than `check` asks for: the steps to come may be like any of those before, not only like the last two.
+        """
+        least = max(self._least_ever, self._least)
+        return _with_spare(max(least, others, self._at_begin + largest_unit)) if least else None
 
     def check(self, budget_bytes: int, others: int, largest_unit: int) -> None:
         """Refuse a budget that this program could not go on with.
@@ -49,7 +59,7 @@ class Need:
         measured = max(self._least, self._least_before, others)
         if self._least:  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
             measured = max(measured, self._at_begin + largest_unit)
-        needed = measured + measured // _SPARE
+        needed = _with_spare(measured)
         if budget_bytes < needed:
             raise BudgetTooSmall(
                 f"a budget of {budget_bytes} bytes is less than the {needed} bytes that this model and its activations "
@@ -57,3 +67,7 @@ class Need:
                 needed_bytes=needed,
                 hint=f"give at least {needed} bytes; a smaller batch needs fewer from the second step on",
             )
+
+
+def _with_spare(measured: int) -> int:
+    return measured + measured // _SPARE

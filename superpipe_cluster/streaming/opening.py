@@ -15,18 +15,18 @@ from torch.nn.parameter import is_lazy
 from superpipe_cluster.errors import BadInput, Unstreamable
 from superpipe_cluster.sizes import bytes_of
 from superpipe_cluster.streaming.budget import Terms, check_counts, policy_for
-from superpipe_cluster.streaming.cuda_device import CudaDevice
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.devices.cuda_device import CudaDevice
+from superpipe_cluster.streaming.devices.device import Device
+from superpipe_cluster.streaming.devices.virtual_device import CpuDevice, VirtualDevice
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.entrance import is_streamed
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.homes import HomeName, make_home
-from superpipe_cluster.streaming.loading import LoadedContents, Weights
+from superpipe_cluster.streaming.homes.homes import HomeName, make_home
+from superpipe_cluster.streaming.homes.loading import LoadedContents, Weights
+from superpipe_cluster.streaming.homes.shared_home import split_by_training
 from superpipe_cluster.streaming.policies import POLICIES, PolicyName
-from superpipe_cluster.streaming.shared_home import split_by_training
 from superpipe_cluster.streaming.streamer import Activations, Streamer, give_back, move
 from superpipe_cluster.streaming.units import partition
-from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
+from superpipe_cluster.streaming.watching.entrance import is_streamed
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 
 def stream(

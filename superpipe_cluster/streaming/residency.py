@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from superpipe_cluster.streaming.contents import Contents
-from superpipe_cluster.streaming.device import Device
-from superpipe_cluster.streaming.homes import Home
-from superpipe_cluster.streaming.memory import trim_heap
+from superpipe_cluster.streaming.devices.device import Device
+from superpipe_cluster.streaming.homes.contents import Contents
+from superpipe_cluster.streaming.homes.homes import Home
+from superpipe_cluster.streaming.homes.memory import trim_heap
 from superpipe_cluster.streaming.schedule import Window
 from superpipe_cluster.streaming.slab import Part, Slab
-from superpipe_cluster.streaming.storages import give_memory
 from superpipe_cluster.streaming.units import Unit
+from superpipe_cluster.streaming.watching.storages import give_memory
 
 _COMPARED_BYTES = 64 << 20
 

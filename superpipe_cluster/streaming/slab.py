@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from superpipe_cluster.streaming.device import Copy
-from superpipe_cluster.streaming.storages import holders, storage_key
+from superpipe_cluster.streaming.devices.device import Copy
+from superpipe_cluster.streaming.watching.storages import holders, storage_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future
 
-    from superpipe_cluster.streaming.homes import Home
+    from superpipe_cluster.streaming.homes.homes import Home
 
 Part = Literal["weights", "gradients", "state"]
 

@@ -18,16 +18,16 @@ from torch import nn
 
 from superpipe_cluster.errors import Unstreamable
 from superpipe_cluster.sizes import bytes_of
-from superpipe_cluster.streaming.budget import Terms, check_counts, policy_for, window_of
+from superpipe_cluster.streaming.activations.offload import Offload
+from superpipe_cluster.streaming.budget import Terms, check_counts, needed_for, policy_for, window_of
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.entrance import Hangings
-from superpipe_cluster.streaming.exits import guard_exits, release_exits
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.host_steps import Where
-from superpipe_cluster.streaming.offload import Offload
-from superpipe_cluster.streaming.optimizer import StreamedOptimizer
-from superpipe_cluster.streaming.storages import storage_key
+from superpipe_cluster.streaming.training.host_steps import Where
+from superpipe_cluster.streaming.training.optimizer import StreamedOptimizer
 from superpipe_cluster.streaming.units import Partition
+from superpipe_cluster.streaming.watching.entrance import Hangings
+from superpipe_cluster.streaming.watching.exits import guard_exits, release_exits
+from superpipe_cluster.streaming.watching.guard import GUARD
+from superpipe_cluster.streaming.watching.storages import storage_key
 
 Activations = Literal["keep", "recompute", "offload"]
 
@@ -54,6 +54,7 @@ class StreamStats:
         shared_bytes: how many of these are in copies that other processes use as well, or could.
         disk_bytes: bytes of master copies in files.
         surprises: accesses that came otherwise than foreseen.
+        floor_bytes: the smallest budget in which every step so far could have been made; None before the first one.
     """
 
     units: int
@@ -72,6 +73,7 @@ class StreamStats:
     shared_bytes: int
     disk_bytes: int
     surprises: int
+    floor_bytes: int | None
 
 
 class Streamer:
@@ -109,7 +111,7 @@ class Streamer:
         return self._engine.device.torch_device
 
     @property
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the model is streamed still, by this process."""
         return self._death.alive and GUARD.guards(self._engine)
 
@@ -145,7 +147,7 @@ class Streamer:
             Unstreamable: `kind` calls the model in the middle of its step, or the streamer is closed.
             BadInput: a keyword has no meaning.
         """
-        if not self._is_open:
+        if not self.is_open:
             raise Unstreamable(
                 "this streamer is closed", hint="make a plain optimizer, or stream() the model again"
             )
@@ -177,7 +179,7 @@ class Streamer:
             Unstreamable: the streamer is closed.
             BadInput: no size.
         """
-        if not self._is_open:
+        if not self.is_open:
             raise Unstreamable("this streamer is closed", hint="stream() the model again with the new budget")
         budget_bytes = None if budget is None else bytes_of(budget)
         check_counts(budget=budget_bytes, k=k)
@@ -192,10 +194,8 @@ class Streamer:
     def stats(self) -> StreamStats:
         """What has happened so far."""
         engine = self._engine
-        with (
-            GUARD.own_work() if self._is_open else nullcontext()
-        ):  # all at one moment, whoever runs the model
-            if self._is_open:
+        with GUARD.own_work() if self.is_open else nullcontext():  # all at one moment, whoever runs the model
+            if self.is_open:
                 if self._offload is not None:
                     self._offload.tidy()
                 GUARD.settle(engine)
@@ -221,14 +221,21 @@ class Streamer:
             shared_bytes=engine.home.shared_bytes,
             disk_bytes=engine.home.disk_bytes,
             surprises=engine.order.surprises,
+            floor_bytes=self._floor_bytes(),
         )
+
+    def _floor_bytes(self) -> int | None:
+        engine, device = self._engine, self._engine.device
+        others = device.used_bytes() - engine.window.bytes
+        of_steps = engine.need.floor(others, engine.largest_unit_bytes())
+        return of_steps and max(of_steps, needed_for(self._parts, device.overhead_bytes, self._terms))
 
     def close(self) -> None:
         """Give the model back: a plain module in host memory, holding the trained weights and gradients.
 
         Tensors that the program took from the model before (views of weights, old gradients, graphs) keep their values.
         """
-        if not self._is_open:
+        if not self.is_open:
             return
         self._hangings.remove()
         try:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from superpipe_cluster.streaming.storages import storage_key, tensors_on
+from superpipe_cluster.streaming.watching.storages import storage_key, tensors_on
 
 #: A repeated block that holds more than this share of all bytes is opened if it has repeated blocks inside.
 _LARGEST_BLOCK = 0.25

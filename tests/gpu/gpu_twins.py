@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from streaming.twins import Program, assert_equal
 from superpipe_cluster.streaming import StreamStats, stream
-from superpipe_cluster.streaming.cuda_memory import gpu_memory
+from superpipe_cluster.streaming.devices.cuda_memory import gpu_memory
 
 MIB = 1 << 20
 CUDA = torch.device("cuda", 0)

@@ -14,7 +14,7 @@ from gpu.gpu_twins import CUDA, MIB, Wide, assert_same_on_gpu, budget_with, loss
 from streaming.twins import assert_equal
 from superpipe_cluster.errors import BudgetTooSmall
 from superpipe_cluster.streaming import stream
-from superpipe_cluster.streaming.cuda_memory import gpu_memory
+from superpipe_cluster.streaming.devices.cuda_memory import gpu_memory
 
 AdamW = torch.optim.AdamW
 

@@ -19,7 +19,7 @@ from superpipe_cluster.planning.trial import trial
 from superpipe_cluster.planning.work import Signatures
 from superpipe_cluster.streaming import VirtualDevice, stream
 from superpipe_cluster.streaming.budget import Terms
-from superpipe_cluster.streaming.clock_device import LinkSpeed
+from superpipe_cluster.streaming.devices.clock_device import LinkSpeed
 
 
 def by_hand() -> Trace:

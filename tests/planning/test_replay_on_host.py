@@ -14,9 +14,9 @@ from superpipe_cluster.planning.record import RecordingEngine, record
 from superpipe_cluster.planning.replay import Conditions, floor_bytes, replay
 from superpipe_cluster.planning.trial import trial
 from superpipe_cluster.streaming import VirtualDevice
-from superpipe_cluster.streaming.clock_device import LinkSpeed
-from superpipe_cluster.streaming.host_steps import Where
+from superpipe_cluster.streaming.devices.clock_device import LinkSpeed
 from superpipe_cluster.streaming.streamer import Activations
+from superpipe_cluster.streaming.training.host_steps import Where
 
 WAYS: list[tuple[Activations, Where]] = [
     ("offload", "on_device"),

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from superpipe_cluster.streaming import stream
-from superpipe_cluster.streaming.memory import trim_heap
-from superpipe_cluster.streaming.shared_copies import SharedCopies
+from superpipe_cluster.streaming.homes.memory import trim_heap
+from superpipe_cluster.streaming.homes.shared_copies import SharedCopies
 
 
 class Deep(nn.Module):

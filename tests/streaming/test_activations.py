@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from streaming.models import CASES
 from streaming.twins import Blocks, assert_equal, assert_same_run, batch, mean_square, train
 from superpipe_cluster.errors import BadInput, DeviceOutOfMemory, Unstreamable
-from superpipe_cluster.streaming import StreamStats, offload, stream
+from superpipe_cluster.streaming import StreamStats, stream
+from superpipe_cluster.streaming.activations import offload
 
 AdamW = torch.optim.AdamW
 LESS = ["recompute", "offload"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory
-from superpipe_cluster.streaming.clock_device import ClockDevice, LinkSpeed
+from superpipe_cluster.streaming.devices.clock_device import ClockDevice, LinkSpeed
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.policies import make_policy
 from superpipe_cluster.streaming.units import Unit

@@ -19,8 +19,9 @@ from torch import nn
 
 from streaming.twins import assert_equal, batch
 from superpipe_cluster.errors import BudgetTooSmall, DeviceOutOfMemory
-from superpipe_cluster.streaming import Streamer, offload, stream
-from superpipe_cluster.streaming.guard import GUARD
+from superpipe_cluster.streaming import Streamer, stream
+from superpipe_cluster.streaming.activations import offload
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 #: Device bytes; more than anything here can use.
 _WHOLE = 400_000

@@ -13,8 +13,9 @@ from torch import nn
 from streaming.fake_cuda import FakeCuda
 from streaming.twins import Blocks, assert_equal, assert_same_run, batch, mean_square, train
 from superpipe_cluster.errors import BudgetTooSmall
-from superpipe_cluster.streaming import StreamStats, cuda_device, cuda_memory, opening, stream
-from superpipe_cluster.streaming.cuda_device import CONTEXT_BYTES, CudaDevice
+from superpipe_cluster.streaming import StreamStats, opening, stream
+from superpipe_cluster.streaming.devices import cuda_device, cuda_memory
+from superpipe_cluster.streaming.devices.cuda_device import CONTEXT_BYTES, CudaDevice
 
 MIB = 1 << 20
 #: What the fake GPU has in use outside the allocator, and the allowance for kernels that are loaded later.

@@ -19,10 +19,10 @@ from streaming.twins import Blocks, assert_equal, assert_same_run, batch, train
 from superpipe_cluster.errors import BadInput, FileMissing
 from superpipe_cluster.streaming import VirtualDevice, stream
 from superpipe_cluster.streaming import slab as slabs
-from superpipe_cluster.streaming.disk_home import DiskHome
-from superpipe_cluster.streaming.homes import HomeName
+from superpipe_cluster.streaming.devices.virtual_device import CpuDevice
+from superpipe_cluster.streaming.homes.disk_home import DiskHome
+from superpipe_cluster.streaming.homes.homes import HomeName
 from superpipe_cluster.streaming.opening import stream_over
-from superpipe_cluster.streaming.virtual_device import CpuDevice
 
 HOMES = ["pinned", "shared", "disk"]
 

@@ -20,8 +20,8 @@ from streaming.home_programs import Deep, copies_of
 from streaming.twins import Blocks, assert_equal, batch, train
 from superpipe_cluster.errors import BadInput, FileMissing, Unstreamable
 from superpipe_cluster.streaming import parameters_on_meta, stream
-from superpipe_cluster.streaming.homes import HomeName
-from superpipe_cluster.streaming.weight_files import StoredTensor, WeightFiles
+from superpipe_cluster.streaming.homes.homes import HomeName
+from superpipe_cluster.streaming.homes.weight_files import StoredTensor, WeightFiles
 
 HOMES = ["pinned", "shared", "disk"]
 PROGRAMS = str(Path(home_programs.__file__))

@@ -18,8 +18,8 @@ import torch
 from streaming import home_programs
 from streaming.home_programs import copies_of
 from superpipe_cluster.errors import BadInput
-from superpipe_cluster.streaming import shared_copies
-from superpipe_cluster.streaming.shared_copies import SharedCopies
+from superpipe_cluster.streaming.homes import shared_copies
+from superpipe_cluster.streaming.homes.shared_copies import SharedCopies
 
 PROGRAMS = str(Path(home_programs.__file__))
 SHARED = {"width": 64, "layers": 6}

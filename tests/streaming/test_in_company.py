@@ -16,7 +16,8 @@ import torch
 
 from streaming.twins import Blocks, assert_equal, batch, mean_square, train
 from superpipe_cluster.errors import Unstreamable
-from superpipe_cluster.streaming import StreamStats, offload, stream
+from superpipe_cluster.streaming import StreamStats, stream
+from superpipe_cluster.streaming.activations import offload
 
 AdamW = torch.optim.AdamW
 SETTINGS: list[dict[str, Any]] = [

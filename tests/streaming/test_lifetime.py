@@ -13,8 +13,8 @@ import torch
 from streaming.twins import Blocks, assert_equal, assert_same_run, batch, mean_square, train
 from superpipe_cluster.errors import Unstreamable
 from superpipe_cluster.streaming import stream
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.virtual_device import CpuDevice
+from superpipe_cluster.streaming.devices.virtual_device import CpuDevice
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
 

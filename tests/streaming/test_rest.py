@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from streaming.twins import Blocks, assert_equal, batch, mean_square
 from superpipe_cluster.streaming import Streamer, stream
-from superpipe_cluster.streaming.guard import GUARD
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 
 def _twins() -> tuple[Blocks, Blocks]:

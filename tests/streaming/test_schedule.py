@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from superpipe_cluster.streaming.clock_device import ClockDevice, LinkSpeed
+from superpipe_cluster.streaming.devices.clock_device import ClockDevice, LinkSpeed
 from superpipe_cluster.streaming.engine import Engine
 from superpipe_cluster.streaming.order import NEVER, AccessOrder, Future
 from superpipe_cluster.streaming.policies import Policy, PolicyName, make_policy

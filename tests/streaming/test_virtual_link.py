@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from superpipe_cluster.streaming.virtual_device import CpuDevice, VirtualDevice
+from superpipe_cluster.streaming.devices.virtual_device import CpuDevice, VirtualDevice
 
 MIB = 1 << 20
 SPEED = 64 * MIB

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 
 import torch
 
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.devices.device import Device
 
 
 class HostBuffers:

@@ -17,10 +17,10 @@ from torch.nn.parameter import is_lazy
 from typing_extensions import override
 
 from superpipe_cluster.errors import BadInput, Unstreamable
-from superpipe_cluster.streaming.contents import Contents
-from superpipe_cluster.streaming.memory import bytes_of_tensor
-from superpipe_cluster.streaming.storages import give_memory
-from superpipe_cluster.streaming.weight_files import StoredTensor, WeightFiles
+from superpipe_cluster.streaming.homes.contents import Contents
+from superpipe_cluster.streaming.homes.memory import bytes_of_tensor
+from superpipe_cluster.streaming.homes.weight_files import StoredTensor, WeightFiles
+from superpipe_cluster.streaming.watching.storages import give_memory
 
 Weights = Mapping[str, torch.Tensor] | Path | str
 _NAMED = 4  # names in an error message

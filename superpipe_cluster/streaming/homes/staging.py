@@ -16,8 +16,8 @@ from collections.abc import Callable
 
 from typing_extensions import override
 
-from superpipe_cluster.streaming.device import Copy, Device
-from superpipe_cluster.streaming.memory import HostMemory
+from superpipe_cluster.streaming.devices.device import Copy, Device
+from superpipe_cluster.streaming.homes.memory import HostMemory
 from superpipe_cluster.streaming.slab import PIECE_BYTES, Slab
 
 #: `transfer(bytes, offset_bytes)` fills or takes a part of a slab's host copy.

@@ -14,8 +14,8 @@ from typing import Literal
 
 import torch
 
-from superpipe_cluster.streaming.contents import Contents
-from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.devices.device import Copy, Device
+from superpipe_cluster.streaming.homes.contents import Contents
 from superpipe_cluster.streaming.slab import Slab
 
 HomeName = Literal["pinned", "shared", "disk"]
@@ -116,11 +116,11 @@ def make_home(name: HomeName, device: Device, folder: Path | None = None) -> Hom
         BadInput: `shared` cannot have its registry.
     """
     if name == "shared":
-        from superpipe_cluster.streaming.shared_home import SharedHome
+        from superpipe_cluster.streaming.homes.shared_home import SharedHome
 
         return SharedHome(device)
     if name == "disk":
-        from superpipe_cluster.streaming.disk_home import DiskHome
+        from superpipe_cluster.streaming.homes.disk_home import DiskHome
 
         return DiskHome(device, folder)
     return Home(device)

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from superpipe_cluster.errors import BadInput
-from superpipe_cluster.streaming.memory import HostMemory
+from superpipe_cluster.streaming.homes.memory import HostMemory
 
 _FULL = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MFD_NOEXEC_SEAL = 8  # since Linux 6.3; a system may insist on it

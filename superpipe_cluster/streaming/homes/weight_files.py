@@ -18,7 +18,7 @@ import torch
 from typing_extensions import override
 
 from superpipe_cluster.errors import BadInput, FileMissing
-from superpipe_cluster.streaming.memory import bytes_of_tensor
+from superpipe_cluster.streaming.homes.memory import bytes_of_tensor
 
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,

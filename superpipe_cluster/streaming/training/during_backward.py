@@ -29,9 +29,9 @@ from torch.autograd.function import BackwardCFunction
 
 from superpipe_cluster.errors import Unstreamable
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.host_steps import ByUnit, HostSteps, Member, snapshot
 from superpipe_cluster.streaming.slab import Slab
+from superpipe_cluster.streaming.training.host_steps import ByUnit, HostSteps, Member, snapshot
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 _OFF = "make the optimizer with during_backward=False, or call its update_in_step()"
 _NO_BACKWARD = -1  # autograd's number of the backward that runs now, if there is none

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from superpipe_cluster.streaming.memory import HostMemory
+from superpipe_cluster.streaming.homes.memory import HostMemory
 
 
 class Copy(Protocol):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from superpipe_cluster.streaming.memory import bytes_of_tensor
+from superpipe_cluster.streaming.homes.memory import bytes_of_tensor
 
 
 class Contents:

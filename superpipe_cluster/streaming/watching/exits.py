@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from superpipe_cluster.errors import Unstreamable
-from superpipe_cluster.streaming.entrance import is_streamed
-from superpipe_cluster.streaming.guard import GUARD, Place
+from superpipe_cluster.streaming.watching.entrance import is_streamed
+from superpipe_cluster.streaming.watching.guard import GUARD, Place
 
 _Exit = Callable[..., Any]
 

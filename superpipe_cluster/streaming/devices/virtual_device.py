@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from superpipe_cluster.streaming.counted_device import CountedDevice
-from superpipe_cluster.streaming.device import Copy
+from superpipe_cluster.streaming.devices.counted_device import CountedDevice
+from superpipe_cluster.streaming.devices.device import Copy
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing_extensions import override
 
 from superpipe_cluster.errors import DeviceOutOfMemory
-from superpipe_cluster.streaming.device import Device
+from superpipe_cluster.streaming.devices.device import Device
 
 
 class CountedDevice(Device):

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from superpipe_cluster.errors import Unstreamable
-from superpipe_cluster.streaming.during_backward import EarlyUpdates
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.host_steps import ByUnit, HostSteps, Member, Where, check_place
-from superpipe_cluster.streaming.masters import MASTER, Masters
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.storages import is_entry_movable
+from superpipe_cluster.streaming.training.during_backward import EarlyUpdates
+from superpipe_cluster.streaming.training.host_steps import ByUnit, HostSteps, Member, Where, check_place
+from superpipe_cluster.streaming.training.masters import MASTER, Masters
+from superpipe_cluster.streaming.watching.guard import GUARD
+from superpipe_cluster.streaming.watching.storages import is_entry_movable
 
 _Key = tuple[nn.Parameter, str]  # a tensor of the state
 

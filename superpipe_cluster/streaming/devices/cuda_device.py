@@ -33,8 +33,8 @@ from torch import cuda
 from typing_extensions import override
 
 from superpipe_cluster.errors import Unstreamable
-from superpipe_cluster.streaming.cuda_memory import CONTEXT_BYTES, gpu_memory
-from superpipe_cluster.streaming.device import Copy, Device
+from superpipe_cluster.streaming.devices.cuda_memory import CONTEXT_BYTES, gpu_memory
+from superpipe_cluster.streaming.devices.device import Copy, Device
 
 __all__ = ["CONTEXT_BYTES", "CudaDevice"]
 

@@ -35,11 +35,11 @@ from typing_extensions import override
 
 from superpipe_cluster.errors import BudgetTooSmall, Unstreamable
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.live import LiveTensors
-from superpipe_cluster.streaming.operators import Traits, in_parts, joined, traits_of
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.storages import holders, storage_key
-from superpipe_cluster.streaming.watch import Watch, put_modes_on, take_modes_off
+from superpipe_cluster.streaming.watching.live import LiveTensors
+from superpipe_cluster.streaming.watching.operators import Traits, in_parts, joined, traits_of
+from superpipe_cluster.streaming.watching.storages import holders, storage_key
+from superpipe_cluster.streaming.watching.watch import Watch, put_modes_on, take_modes_off
 
 
 class Place(NamedTuple):

@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn.utils import stateless
 
 from superpipe_cluster.errors import Unstreamable
+from superpipe_cluster.streaming.activations.offload import Offload
+from superpipe_cluster.streaming.activations.recompute import RecomputedBlock
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.offload import Offload
-from superpipe_cluster.streaming.recompute import RecomputedBlock
 from superpipe_cluster.streaming.slab import may_be_taken
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 
 class Hangings:

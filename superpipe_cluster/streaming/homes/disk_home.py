@@ -20,12 +20,12 @@ import torch
 from typing_extensions import override
 
 from superpipe_cluster.errors import FileMissing, HostMemoryTooSmall
-from superpipe_cluster.streaming.contents import Contents
-from superpipe_cluster.streaming.device import Copy, Device
-from superpipe_cluster.streaming.homes import Home
-from superpipe_cluster.streaming.memory import HostMemory, return_large_blocks
+from superpipe_cluster.streaming.devices.device import Copy, Device
+from superpipe_cluster.streaming.homes.contents import Contents
+from superpipe_cluster.streaming.homes.homes import Home
+from superpipe_cluster.streaming.homes.memory import HostMemory, return_large_blocks
+from superpipe_cluster.streaming.homes.staging import Staging
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.staging import Staging
 
 
 class DiskHome(Home):

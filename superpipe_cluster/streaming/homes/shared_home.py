@@ -19,13 +19,13 @@ from collections.abc import Iterable
 import torch
 from typing_extensions import override
 
-from superpipe_cluster.streaming.contents import Contents
-from superpipe_cluster.streaming.device import Copy, Device
-from superpipe_cluster.streaming.homes import Home
-from superpipe_cluster.streaming.memory import HostMemory
-from superpipe_cluster.streaming.shared_copies import SharedCopies
+from superpipe_cluster.streaming.devices.device import Copy, Device
+from superpipe_cluster.streaming.homes.contents import Contents
+from superpipe_cluster.streaming.homes.homes import Home
+from superpipe_cluster.streaming.homes.memory import HostMemory
+from superpipe_cluster.streaming.homes.shared_copies import SharedCopies
+from superpipe_cluster.streaming.homes.staging import Staging
 from superpipe_cluster.streaming.slab import Slab
-from superpipe_cluster.streaming.staging import Staging
 from superpipe_cluster.streaming.units import Unit
 
 

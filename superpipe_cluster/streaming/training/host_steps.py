@@ -27,11 +27,11 @@ import torch
 from torch import nn
 
 from superpipe_cluster.errors import BadInput, Unstreamable
-from superpipe_cluster.streaming.device import Copy
+from superpipe_cluster.streaming.devices.device import Copy
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.masters import Masters
 from superpipe_cluster.streaming.slab import Slab
+from superpipe_cluster.streaming.training.masters import Masters
+from superpipe_cluster.streaming.watching.guard import GUARD
 
 #: Torch's own threads share the work of one large tensor; more units at once help as long as tensors are small.
 _MOST_THREADS = 4

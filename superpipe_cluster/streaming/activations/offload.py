@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from superpipe_cluster.streaming.device import Copy
+from superpipe_cluster.streaming.activations.host_buffers import HostBuffers
+from superpipe_cluster.streaming.devices.device import Copy
 from superpipe_cluster.streaming.engine import Engine
-from superpipe_cluster.streaming.guard import GUARD
-from superpipe_cluster.streaming.host_buffers import HostBuffers
-from superpipe_cluster.streaming.storages import storage_key
+from superpipe_cluster.streaming.watching.guard import GUARD
+from superpipe_cluster.streaming.watching.storages import storage_key
 
 #: Storages of fewer bytes stay on the device.
 SMALLEST_BYTES = 1 << 20

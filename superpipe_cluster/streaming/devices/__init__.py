@@ -1,0 +1,1 @@
+"""Memory and link of a device: the protocol, real ones, virtual ones, and one whose time is only counted."""

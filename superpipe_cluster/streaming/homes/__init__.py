@@ -1,0 +1,1 @@
+"""Where the host copies live (`pinned`, `shared`, `disk`), and how weights get there at first."""

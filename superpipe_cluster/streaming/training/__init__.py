@@ -1,0 +1,1 @@
+"""Optimizers whose state is streamed, on the device or on the host."""

@@ -1,0 +1,1 @@
+"""Seeing what a program reads, writes and allocates, whatever model it is."""
