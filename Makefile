@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long test-gpu bench-gpu bench zoo lint format clean
+.PHONY: help demo test test-long simulate test-gpu bench-gpu bench zoo lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,6 +19,10 @@ test: $(VENV)/.test ## Set up, then run the tests
 
 test-long: $(VENV)/.test ## The tests that take long
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+SEEDS ?= 2000
+simulate: $(VENV)/.test ## The real head over a simulated cluster with every kind of fault, SEEDS=2000 times
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m simulation --seeds $(SEEDS) --processes 2
 
 test-gpu: $(VENV)/.test ## The tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu

@@ -1,33 +1,35 @@
-"""A head for tests: the real API on a real port, over the real MemoryStore.
+"""A head for tests: the real API on a real port, over the head's real service and the real MemoryStore.
 
-Owns a `Service` without Ray and without a scheduler: the test itself places jobs, writes their logs and ends
+Owns a head without Ray and without a scheduler: the test itself places jobs, writes their logs and ends
 them. It can be stopped and started again on the same port, as a head that restarts.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
-from superpipe_cluster import __version__
-from superpipe_cluster.api import Code, LogChunk, build_app
-from superpipe_cluster.api.views import ClusterView, DeviceJobView, DevicesView, DeviceView, HostView
+from superpipe_cluster.api import Code, build_app
 from superpipe_cluster.client import Client
-from superpipe_cluster.errors import BadInput, NotFound, StoreUnavailable
+from superpipe_cluster.errors import StoreUnavailable
+from superpipe_cluster.head.home import ClusterFile, Home, RayPlace
+from superpipe_cluster.head.outlook import Outlook
+from superpipe_cluster.head.presence import Presence
+from superpipe_cluster.head.service import HeadService, Pulse
 from superpipe_cluster.lifecycle import events
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
 from superpipe_cluster.lifecycle.step import step
+from superpipe_cluster.machine import Device, HostMemory
 from superpipe_cluster.planning import Plan
-from superpipe_cluster.spec import ByteRange, JobSpec, dump, parse
-from superpipe_cluster.store.interface import StoredEvent, User, hash_token
+from superpipe_cluster.spec import JobSpec, parse
+from superpipe_cluster.store.interface import User, hash_token
 from superpipe_cluster.store.memory_store import MemoryStore
 from waiting import wait_until
 
@@ -37,24 +39,47 @@ DEVICE = "cpu:0"
 #: What the planner says of every job: 14 units, 5 to 13 of which fit the budget that jobs get by default.
 PLAN = Plan(
     unit_bytes=(GIB // 8,) * 14,
-    largest_unit_bytes=3 * GIB // 8,
+    largest_unit_bytes=5 * GIB // 8,
     resident_bytes=0,
     activation_bytes=3 * GIB // 8,
-    streamed_bytes=21 * GIB // 4,
+    streamed_bytes=13 * GIB // 8,
 )
-#: The service refuses a job of this name the way the head refuses one that fails to plan.
-UNKNOWN_AFTER = "nobody"
 
 
-class StoreService:
-    """`api.Service` over a MemoryStore and a folder of log files."""
+class StoreService(HeadService):
+    """The head's own service over a MemoryStore, with a planner that always says the same."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, port: int) -> None:
         self.store = MemoryStore(clock=time.time)
-        self.folder = folder
+        self.home = Home(folder / "home")
+        self.home.create()
+        self.outlook = Outlook()
         self.codes: dict[str, Code | None] = {}
         self.away = False
-        self.url = ""
+        self.foreign_bytes = 0
+        memory = HostMemory(total_bytes=8 * GIB, available_bytes=4 * GIB)
+        super().__init__(
+            self.store,
+            self.home,
+            ClusterFile(
+                url=f"http://127.0.0.1:{port}",
+                host="127.0.0.1",
+                port=port,
+                redis_url="memory",
+                redis_pid=None,
+                ray=RayPlace("none"),
+                devices=(Device(DEVICE, "virtual", "virtual device", CAPACITY_BYTES, 2 * 10**9, 0),),
+                started_at=time.time(),
+            ),
+            Presence(time.monotonic),
+            Pulse(ticked_at=time.time(), trouble=None),
+            lambda *_, **__: PLAN,
+            lambda: memory,
+            time.time(),
+            lambda: None,
+            outlook=self.outlook,
+            foreign=lambda *_: self.foreign_bytes,
+        )
 
     # - what the tests do in the place of scheduler and workers
 
@@ -80,131 +105,34 @@ class StoreService:
         return self.happen(job_id, events.Exited(reason, message, code))
 
     def write_log(self, job_id: str, data: bytes) -> None:
-        with self._log(job_id).open("ab") as log:
+        with self.home.job(job_id).log.open("ab") as log:
             log.write(data)
 
-    def _log(self, job_id: str) -> Path:
-        return self.folder / f"{job_id}.log"
-
-    # - the Service
+    # - the Service, while Redis is away and while it is not
 
     def trouble(self) -> str | None:
-        return "Redis does not answer" if self.away else None
+        return "Redis does not answer" if self.away else super().trouble()
 
     def authenticate(self, token: str) -> User | None:
-        self._need_store()
-        return self.store.user_by_token(hash_token(token))
-
-    def submit(self, user: User, spec: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
-        self._need_store()
-        if UNKNOWN_AFTER in spec.after:
-            raise BadInput(
-                f"after: there is no job `{UNKNOWN_AFTER}`", hint="`spcluster queue -a` lists all jobs"
-            )
-        memory = spec.resources.gpu_memory
-        budget = memory if isinstance(memory, ByteRange) else ByteRange(GIB, 2 * GIB)
-        record = self.store.submit(
-            JobRecord(
-                id=self.store.next_job_id(),
-                name=spec.name,
-                user=user.name,
-                kind=spec.kind,
-                worker=spec.worker,
-                spec=dump(spec),
-                plan=PLAN.to_dict(),
-                budget_min_bytes=budget.min_bytes,
-                budget_max_bytes=budget.max_bytes,
-                max_attempts=spec.max_attempts,
-                output=f"/results/{spec.name}",
-            ),
-            idempotency_key=idempotency_key,
-        )
-        self.codes[record.id] = code
-        return record
-
-    def jobs(self, user: User, *, ended: bool, of_user: str | None) -> Sequence[JobRecord]:
-        self._need_store()
-        return self.store.list_jobs(active_only=not ended, user=of_user)
-
-    def job(self, user: User, ref: str) -> JobRecord:
-        self._need_store()
-        records = self.store.list_jobs()
-        named = [record for record in records if record.name == ref]
-        own = [record for record in named if record.user == user.name]
-        for record in [each for each in records if each.id == ref] + own[::-1] + named[::-1]:
-            return record
-        raise NotFound(f"there is no job `{ref}`", hint="`spcluster queue -a` lists all jobs")
-
-    def events(self, user: User, job_id: str) -> Sequence[StoredEvent]:
-        return self.store.events(job_id)
-
-    def logs(self, user: User, job_id: str, *, offset: int, limit: int) -> LogChunk:
-        path = self._log(job_id)
-        if not path.exists():
-            return LogChunk(b"", 0)
-        with path.open("rb") as log:
-            size_bytes = os.fstat(log.fileno()).st_size
-            log.seek(offset)
-            return LogChunk(log.read(limit), size_bytes)
-
-    def cancel(self, user: User, job_id: str, *, force: bool) -> JobRecord:
-        return self.happen(job_id, events.StopAsked("cancelled"))
-
-    def devices(self, user: User) -> DevicesView:
-        holders = [record for record in self.store.list_jobs(active_only=True) if record.state.holds_device]
-        used = sum(record.budget_bytes or 0 for record in holders)
-        device = DeviceView(
-            id=DEVICE,
-            name="virtual device",
-            kind="virtual",
-            capacity_bytes=CAPACITY_BYTES,
-            used_bytes=used,
-            free_bytes=CAPACITY_BYTES - used,
-            link_bytes_per_s=2 * 10**9,
-            jobs=tuple(
-                DeviceJobView(
-                    id=record.id,
-                    name=record.name,
-                    user=record.user,
-                    budget_bytes=record.budget_bytes or 0,
-                    held_bytes=record.held_bytes,
-                )
-                for record in holders
-            ),
-        )
-        return DevicesView(devices=(device,), host=HostView(total_bytes=8 * GIB, available_bytes=4 * GIB))
-
-    def cluster(self, user: User) -> ClusterView:
-        return ClusterView(
-            version=__version__,
-            url=self.url,
-            pid=os.getpid(),
-            started_at=self.store.now(),
-            ticked_at=self.store.now(),
-            store="memory",
-            ray="none",
-        )
-
-    def add_user(self, user: User, name: str, role: str) -> str:
-        return self.enroll(name, role)
-
-    def users(self, user: User) -> Sequence[User]:
-        return self.store.users()
-
-    def _need_store(self) -> None:
         if self.away:
             raise StoreUnavailable("Redis does not answer", hint="`spcluster doctor` says what is wrong")
+        return super().authenticate(token)
+
+    def submit(self, user: User, spec: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
+        record = super().submit(user, spec, code, idempotency_key)
+        self.codes[record.id] = code
+        return record
 
 
 class Head:
     """The API on a real port of this machine."""
 
     def __init__(self, folder: Path) -> None:
-        self.service = StoreService(folder)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.url = self.service.url = f"http://127.0.0.1:{self.port}"
+        self.service = StoreService(folder, self.port)
+        self.url = f"http://127.0.0.1:{self.port}"
         self.tokens = {
             "admin": self.service.enroll("admin", "admin"),
             "alice": self.service.enroll("alice"),
@@ -239,7 +167,7 @@ class Head:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Head]:
-    """A running head, its log files in `folder`."""
+    """A running head, its home in `folder`."""
     head = Head(folder)
     head.start()
     try:

@@ -1,9 +1,10 @@
 """Who may do what: the whole rule, without HTTP.
 
-Everybody with a token sees the listing of all jobs and devices (a lab wants to know who holds the GPU). Only
-its owner and admins read a job's spec, plan, events and log, or stop it. Only admins deal with users and the
-cluster. The ids of other people's jobs are in the listing, so a refusal says whose job it is and does not
-pretend that there is none.
+Everybody with a token sees the listing of all jobs and devices (a lab wants to know who holds the GPU), who has used
+how much, the quotas and windows, and that something happened to a job. Only its owner and admins read a job's spec,
+plan, events and log, or stop, hold, pause or change it. Only admins deal with users, quotas, windows and the parts of
+the cluster. The ids of other people's jobs are in the listing, so a refusal says whose job it is and does not pretend
+that there is none.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def is_admin(user: User) -> bool:
 
 
 def may_touch(user: User, record: JobRecord) -> bool:
-    """Whether the user may read all of the job, and stop it."""
+    """Whether the user may read all of the job, stop it and change it."""
     return is_admin(user) or record.user == user.name
 
 

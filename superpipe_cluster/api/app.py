@@ -15,9 +15,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from superpipe_cluster import __version__
-from superpipe_cluster.api import jobs, logs, machines, users
+from superpipe_cluster.api import changes, jobs, logs, machines, news, rules, usage, users
 from superpipe_cluster.api.faults import ErrorBody, ErrorView, to_view
 from superpipe_cluster.api.limits import BodyLimit
+from superpipe_cluster.api.listing import Listing
 from superpipe_cluster.api.service import Service
 from superpipe_cluster.errors import BadInput, NotFound, SpclusterError
 
@@ -45,12 +46,13 @@ def build_app(service: Service) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     app.state.service = service
+    app.state.listing = Listing()
     app.add_middleware(BodyLimit)
     app.add_exception_handler(SpclusterError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _broken)
-    for part in (jobs, logs, machines, users):
+    for part in (jobs, changes, logs, news, machines, usage, rules, users):
         app.include_router(part.router)
     return app
 

@@ -22,8 +22,8 @@ _bearer = HTTPBearer(
 )
 
 
-def service_of(request: Request) -> Service:
-    """The service that this application was built over."""
+async def service_of(request: Request) -> Service:
+    """The service that this application was built over; async, for a thread would take longer than the answer."""
     return request.app.state.service
 
 

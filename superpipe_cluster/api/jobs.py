@@ -1,18 +1,24 @@
 """Routes about jobs: submit, list, show, cancel.
 
 Owns the HTTP side: what is taken, who may, what is answered. Planning, naming and all state belong to the
-service.
+service; what else may be asked of a job is in `changes.py`.
+
+[Note: submits wait apart] A submit may plan for seconds. In threads of their own, however many there are, they keep
+nobody from looking at the queue.
 """
 
 from __future__ import annotations
 
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from superpipe_cluster.api.access import may_touch, require_touch
 from superpipe_cluster.api.auth import AService, AUser
 from superpipe_cluster.api.limits import check_json, check_text
+from superpipe_cluster.api.listing import Listing
 from superpipe_cluster.api.service import Code
 from superpipe_cluster.api.views import (
     CancelRequest,
@@ -21,6 +27,7 @@ from superpipe_cluster.api.views import (
     JobList,
     JobView,
     SubmitRequest,
+    View,
     job_detail,
     job_view,
 )
@@ -35,13 +42,15 @@ Ref = Annotated[
     str, Path(pattern=NAME_PATTERN, description="Id of a job, or a name: the newest job of that name.")
 ]
 
+#: See [Note: submits wait apart]. So many are taken in at once; how many of them plan at once, the head decides.
+_submits = ThreadPoolExecutor(8, thread_name_prefix="submit")
+
 
 @router.post("", status_code=201, summary="Put a job in the queue", response_model=JobDetail)
-def submit(
+async def submit(
     body: SubmitRequest,
     user: AUser,
     service: AService,
-    response: Response,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -49,13 +58,25 @@ def submit(
             description="The same key again answers the same job and makes no second.",
         ),
     ] = None,
-) -> JobDetail:
-    """Validate and plan a job, and queue it. What can never run is refused with the reason."""
-    check_json(body.spec, "spec")
-    spec = parse(body.spec)
-    record = service.submit(user, spec, _code(spec, body.code), idempotency_key)
-    response.headers["Location"] = f"/v1/jobs/{record.id}"
-    return job_detail(record)
+) -> Response:
+    """Validate and plan a job, and queue it. What can never run is refused with the reason.
+
+    Of an array, the first task is answered, and `tasks` names all.
+    """
+
+    def work() -> Response:
+        check_json(body.spec, "spec")
+        spec = parse(body.spec)
+        record = service.submit(user, spec, _code(spec, body.code), idempotency_key)
+        made = job_detail(record, tasks=service.tasks(user, record))
+        return _written(made, 201, {"Location": f"/v1/jobs/{record.id}"})
+
+    return await asyncio.get_running_loop().run_in_executor(_submits, work)
+
+
+def _written(view: View, status: int, headers: dict[str, str]) -> Response:
+    """The answer as bytes: FastAPI would validate once more what has just been built."""
+    return Response(view.model_dump_json(), status, headers, "application/json")
 
 
 def _code(spec: JobSpec, upload: CodeUpload | None) -> Code | None:
@@ -74,16 +95,21 @@ def _code(spec: JobSpec, upload: CodeUpload | None) -> Code | None:
 
 @router.get("", summary="The queue", response_model=JobList)
 def jobs(
+    request: Request,
     user: AUser,
     service: AService,
     ended: Annotated[bool, Query(alias="all", description="Also the jobs that are over.")] = False,
     of_user: Annotated[
         str | None, Query(alias="user", pattern=NAME_PATTERN, description="Only this user's.")
     ] = None,
-) -> JobList:
+) -> Response:
     """Everybody's jobs, oldest first."""
     records = service.jobs(user, ended=ended, of_user=of_user)
-    return JobList(jobs=tuple(job_view(record, private=not may_touch(user, record)) for record in records))
+    listing: Listing = request.app.state.listing
+    text = listing.text(
+        (record, may_touch(user, record), service.expected_start_at(record.id)) for record in records
+    )
+    return Response(text, media_type="application/json")
 
 
 @router.get("/{ref}", summary="All about a job", response_model=JobDetail)
@@ -91,7 +117,12 @@ def job(ref: Ref, user: AUser, service: AService) -> JobDetail:
     """The job with its spec, plan and events."""
     record = service.job(user, ref)
     require_touch(user, record)
-    return job_detail(record, tuple(service.events(user, record.id)))
+    return job_detail(
+        record,
+        service.events(user, record.id),
+        tasks=service.tasks(user, record),
+        expected_start_at=service.expected_start_at(record.id),
+    )
 
 
 @router.post("/{ref}/cancel", summary="Stop a job", response_model=JobView)

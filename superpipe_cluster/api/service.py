@@ -5,19 +5,32 @@ these is called; HTTP, JSON and tokens in headers belong to `app.py`; the answer
 
 [Note: calls come from threads] The API calls these methods from a pool of threads, several at once. An
 implementation guards its own state, answers in well under a second (only `submit` may take longer: it plans),
-and never waits for news: waiting for more log is done by the API, which asks again.
+and never waits for news: waiting for more log or events is done by the API, which asks again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from superpipe_cluster.api.views import ClusterView, DevicesView
+from superpipe_cluster.api.views import (
+    ChangeRequest,
+    ClusterView,
+    DevicesView,
+    QuotaRequest,
+    QuotaView,
+    TopView,
+    UsageView,
+    WindowRequest,
+    WindowView,
+)
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.spec import JobSpec
 from superpipe_cluster.store.interface import StoredEvent, User
+
+#: What owners may do to their jobs, beside cancelling and changing them.
+Verb = Literal["hold", "release", "pause", "resume", "requeue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +72,17 @@ class Service(Protocol):
         """The user whose bearer token this is; None when nobody's (the store holds hashes of tokens only)."""
         ...
 
-    def submit(self, user: User, spec: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
-        """Plan the job, refuse what can never run, and put it in the queue in one write.
+    # ---- jobs ------------------------------------------------------------------------------------------
 
-        The same user and `idempotency_key` again give the first record and change nothing.
+    def submit(self, user: User, spec: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
+        """Plan the job, refuse what can never run, and put it, or all tasks of its array, in the queue in one write.
+
+        Answers the first task of an array. The same user and `idempotency_key` again give the first record and
+        change nothing.
 
         Raises:
-            BadInput: the spec names something that cannot be used (an unknown worker, an `after` nobody
-                knows).
+            BadInput: the spec names something that cannot be used (an unknown worker, window or job, a job that
+                has ended in another way than it is waited for).
             FileMissing: a file that the job names is not on the head's machine.
             NeverFits: no device of this cluster could ever hold the job (and its subclasses).
         """
@@ -79,16 +95,38 @@ class Service(Protocol):
         """
         ...
 
+    def expected_start_at(self, job_id: str) -> float | None:
+        """When the job is likely to start, unix seconds, as of the latest decision; None when nobody can tell."""
+        ...
+
     def job(self, user: User, ref: str) -> JobRecord:
         """The job with this id; else the newest of `user`'s own with this name; else the newest of anybody's.
+
+        `12_3` is the task number 3 of the array 12.
 
         Raises:
             NotFound: no such job.
         """
         ...
 
+    def tasks(self, user: User, record: JobRecord) -> Sequence[str]:
+        """The ids of all tasks of the array that the job is a task of, in order; none if it is in none."""
+        ...
+
     def events(self, user: User, job_id: str) -> Sequence[StoredEvent]:
         """What happened to the job, oldest first."""
+        ...
+
+    def news(self, user: User, *, after: str, limit: int) -> Sequence[StoredEvent]:
+        """What happened to anybody's job later than `after`, oldest first.
+
+        Raises:
+            BadInput: `after` is not the number of an event.
+        """
+        ...
+
+    def latest(self, user: User, *, count: int) -> Sequence[StoredEvent]:
+        """The last `count` things that happened to anybody's job, oldest first."""
         ...
 
     def logs(self, user: User, job_id: str, *, offset: int, limit: int) -> LogChunk:
@@ -108,8 +146,63 @@ class Service(Protocol):
         """
         ...
 
+    def act(self, user: User, job_id: str, verb: Verb) -> JobRecord:
+        """Hold, release, pause, resume or requeue the job. Fine, and nothing, if that is where it is already.
+
+        Raises:
+            Conflict: it makes no sense where the job is; the hint says what would.
+        """
+        ...
+
+    def change(self, user: User, job_id: str, wishes: ChangeRequest) -> JobRecord:
+        """Give the job new values of what `wishes` holds; in force at once, also while it runs.
+
+        Raises:
+            BadInput: nothing to change, an unknown window.
+            NeverFits: with the new memory it could never run (and its subclasses).
+            Conflict: the job has ended.
+        """
+        ...
+
+    # ---- the cluster -----------------------------------------------------------------------------------
+
     def devices(self, user: User) -> DevicesView:
         """The devices, who holds how much of each, and the memory of the host."""
+        ...
+
+    def top(self, user: User) -> TopView:
+        """The devices right now: bytes, links, and how fast the jobs on them are."""
+        ...
+
+    def usage(self, user: User, *, of_user: str | None, since: float | None) -> UsageView:
+        """What jobs have used: everybody's or one user's, all or those that had not ended by `since` (unix seconds)."""
+        ...
+
+    def quotas(self, user: User) -> Sequence[QuotaView]:
+        """Everybody who has a quota, by name."""
+        ...
+
+    def put_quota(self, user: User, name: str, quota: QuotaRequest | None) -> None:
+        """Set the quota of the user `name`, or take it away. Asked by admins only.
+
+        Raises:
+            NotFound: no such user, or, to take away, no such quota.
+            BadInput: the limit is below the guarantee, or all guarantees together are more than the devices have.
+        """
+        ...
+
+    def windows(self, user: User) -> Sequence[WindowView]:
+        """All windows, by name."""
+        ...
+
+    def put_window(self, user: User, name: str, window: WindowRequest | None) -> None:
+        """Set the window `name`, or take it away. Asked by admins only.
+
+        Raises:
+            NotFound: to take away, no such window.
+            BadInput: days, times or a time zone that do not exist.
+            Conflict: to take away, jobs that have not ended are to run in it.
+        """
         ...
 
     def cluster(self, user: User) -> ClusterView:

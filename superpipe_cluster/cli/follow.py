@@ -90,7 +90,7 @@ class _Lines:
             print_log(text)
 
     def job(self, job: JobView) -> None:
-        said = render.state(job).plain
+        said = render.doing(job).plain
         # The end gets a sentence of its own from `follow`.
         if said != self._said and not job.is_over:
             note(f"job {job.id} ({job.name}) is {said}")
@@ -138,7 +138,7 @@ class _Bar:
         loss = job.metrics.get("loss")
         self._progress.update(
             self._task,
-            description=f"{job.id} {job.name[:20]} {render.state(job).plain}",
+            description=f"{job.id} {job.name[:20]} {render.doing(job).plain}",
             completed=job.step,
             total=job.steps,
             loss="" if loss is None else f"loss {loss:.4g}",

@@ -1,6 +1,6 @@
 """Options and connections that several verbs share.
 
-Owns `-o json` and how a verb gets its client. Imports the client only when there is something to ask.
+Owns `-o json`, sizes, and how a verb gets its client. Imports the client only when there is something to ask.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import click
 
 from superpipe_cluster import bundled
 from superpipe_cluster.cli.words import note
+from superpipe_cluster.errors import BadInput
+from superpipe_cluster.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from superpipe_cluster.client import Client
@@ -52,3 +54,16 @@ def open_client() -> Client:
     from superpipe_cluster.client import Client
 
     return Client(on_retry=note)
+
+
+def checked_size(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """For an option that is a size: the text as it is, once it has been read as one.
+
+    Raises:
+        BadInput: it is no size; the message names the option.
+    """
+    try:
+        parse_bytes("0B" if value is None else value)
+    except BadInput as error:
+        raise BadInput(f"{param.opts[0]}: {error.message}", hint=error.hint) from None
+    return value

@@ -1,7 +1,7 @@
 """Tables, JSON and figures on stdout.
 
-Owns how things look: columns that fit the terminal (80 columns where there is none), long names shortened
-with an ellipsis, colour on a terminal only and never against NO_COLOR. Decides nothing about what is shown.
+Owns how things look: within the width of the terminal (80 columns where there is none), colour on a terminal only
+and never against NO_COLOR. How columns share the width is in `grid`. Decides nothing about what is shown.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from superpipe_cluster.api.views import JobView
+from superpipe_cluster.cli import grid
+from superpipe_cluster.cli.grid import Column
 from superpipe_cluster.planning.forecast import NO_SLOWDOWN
 from superpipe_cluster.spec.units import format_bytes, format_duration
 
@@ -32,24 +32,6 @@ _STATE_COLOURS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column.
-
-    Attributes:
-        heading: its name, in capitals.
-        narrow: what happens when the terminal is too narrow: `keep` gives way last of all, `shorten` ends in
-            an ellipsis, `fold` goes on in the next line.
-        justify: where its text stands.
-        widest: columns it takes at most, also when there is room.
-    """
-
-    heading: str
-    narrow: Literal["keep", "shorten", "fold"] = "keep"
-    justify: Literal["left", "right"] = "left"
-    widest: int | None = None
-
-
 def console() -> Console:
     """stdout, as rich sees it."""
     return Console(highlight=False, markup=False, emoji=False)
@@ -57,56 +39,46 @@ def console() -> Console:
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Text | str]]) -> None:
     """Print a table within the width of the terminal."""
-    show(layout(columns, rows))
+    echo(layout(columns, rows))
 
 
-def show(grid: Table) -> None:
-    """Print what `layout` made."""
-    target = console()
-    if target.is_terminal:
-        target.print(grid)
-        return
-    # rich fills every line with spaces up to its end, which only a terminal does not mind.
-    with target.capture() as captured:
-        target.print(grid)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+def layout(columns: Sequence[Column], rows: Iterable[Sequence[Text | str]]) -> list[str]:
+    """The lines of the table, coloured where stdout shows colours."""
+    return _laid_out(columns, rows, headings=True)
 
 
-def layout(columns: Sequence[Column], rows: Iterable[Sequence[Text | str]]) -> Table:
-    """The table, to be printed or to be shown live."""
-    grid = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
-    for column in columns:
-        grid.add_column(
-            column.heading,
-            justify=column.justify,
-            # rich narrows columns that may wrap first; whether their cells then do is said cell by cell.
-            no_wrap=column.narrow == "keep",
-            overflow="fold" if column.narrow == "fold" else "ellipsis",
-            max_width=column.widest,
-            min_width=len(column.heading),
-        )
-    for row in rows:
-        grid.add_row(*(_cell(cell, column) for cell, column in zip(row, columns, strict=True)))
-    return grid
+def echo(lines: Sequence[str]) -> None:
+    """Print lines that are laid out already."""
+    if lines:
+        # Whether there are codes in them has been decided; click would take them out for a reader that is no terminal.
+        click.echo("\n".join(lines), color=True)
 
 
-def _cell(cell: Text | str, column: Column) -> Text:
-    text = Text(cell) if isinstance(cell, str) else cell
-    if column.narrow != "fold":
-        text.no_wrap, text.overflow = True, "ellipsis"
-    return text
+def ansi(text: Text, screen: Console) -> str:
+    """One line of several colours, as a string with codes where `screen` shows colours."""
+    with screen.capture() as captured:
+        screen.print(text, end="", soft_wrap=True)
+    return captured.get()
+
+
+def live(lines: Sequence[str]) -> Text:
+    """The same for a screen that rich keeps up to date."""
+    return Text.from_ansi("\n".join(lines), no_wrap=True)
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
     """Print `label  value` lines; long values go on below themselves."""
     shown = [(label, value) for label, value in pairs if value]
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    grid.add_column(no_wrap=True, style="dim")
-    grid.add_column(overflow="fold")
-    for label, value in shown:
-        grid.add_row(label, Text(value))
-    show(grid)
+    columns = (Column("", style="dim"), Column("", narrow="fold"))
+    echo(_laid_out(columns, shown, gap="  ", headings=False))
+
+
+def _laid_out(
+    columns: Sequence[Column], rows: Iterable[Sequence[Text | str]], *, gap: str = " ", headings: bool
+) -> list[str]:
+    screen = console()
+    coloured = screen.color_system is not None and not screen.no_color
+    return list(grid.lines(columns, rows, screen.width, gap=gap, headings=headings, coloured=coloured))
 
 
 def print_json(data: Any) -> None:
@@ -117,16 +89,37 @@ def print_json(data: Any) -> None:
 # ---- figures --------------------------------------------------------------------------------------
 
 
+def shown_id(job: JobView) -> str:
+    """`12`, or `12_4` for a task of an array."""
+    return job.id if job.array is None else f"{job.array}_{job.array_index}"
+
+
 def state(job: JobView) -> Text:
-    """`running`, `queued: Resources`, `failed: oom`."""
-    colour = _STATE_COLOURS.get(job.state, "")
+    """`running`, in its colour."""
+    return Text(job.state.lower(), style=_STATE_COLOURS.get(job.state, ""))
+
+
+def reason(job: JobView) -> str:
+    """Why it waits, what is being done to it, or how it ended, in a word; empty when its state says all."""
+    if job.state == "STOPPING":
+        return job.stop_asked or ""
+    if job.state in ("STARTING", "RUNNING", "PAUSED"):
+        if job.state == "PAUSED":
+            return "resuming" if job.pause_asked is None else "Window" if job.pause_asked == "window" else ""
+        if job.pause_asked is not None:
+            return "pausing"
+        asked, has = job.budget_asked_bytes, job.budget_bytes or 0
+        return "" if asked is None or asked == has else ("shrinking" if asked < has else "growing")
     said = job.state.lower()
-    reason = (
-        job.reason
-        if job.reason and job.reason not in ("ok", said) and not said.startswith(job.reason)
-        else None
+    return "" if not job.reason or job.reason == "ok" or said.startswith(job.reason.lower()) else job.reason
+
+
+def doing(job: JobView) -> Text:
+    """State and reason: `running`, `queued: Resources`, `failed: oom`."""
+    why = reason(job)
+    return Text(
+        f"{job.state.lower()}: {why}" if why else job.state.lower(), style=_STATE_COLOURS.get(job.state, "")
     )
-    return Text(f"{said}: {reason}" if reason else said, style=colour)
 
 
 def size(count_bytes: int | None) -> str:
@@ -137,6 +130,12 @@ def size(count_bytes: int | None) -> str:
 def span(low_bytes: int, high_bytes: int) -> str:
     """`1.0 GiB..2.0 GiB`, or one size when both ends are the same."""
     return size(low_bytes) if low_bytes == high_bytes else f"{size(low_bytes)}..{size(high_bytes)}"
+
+
+def gib_hours(byte_s: float) -> str:
+    """Device bytes times time, in GiB times hours: `12.5`."""
+    used = byte_s / 2**30 / 3600
+    return f"{used:,.0f}" if used >= 100 else f"{used:.2f}" if used >= 0.1 else f"{used:.4f}"
 
 
 def of(part: int | None, whole: int | None) -> str:

@@ -1,7 +1,7 @@
 """`Client`: submit jobs to a cluster, look at them, follow them, stop them.
 
-Owns the routes and what a method of the client promises; single requests and their retries are in
-`exchange.py`.
+Owns these routes and what a method of the client promises; those about the cluster as a whole are in `cluster.py`,
+single requests and their retries in `exchange.py`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from superpipe_cluster import spec as job_files
-from superpipe_cluster.api.views import (
-    ClusterView,
-    DevicesView,
-    HealthView,
-    JobDetail,
-    JobList,
-    JobView,
-    LogView,
-    NewUserView,
-    UserList,
-    UserView,
-)
+from superpipe_cluster.api.views import JobDetail, JobList, JobView, LogView
+from superpipe_cluster.client.cluster import ClusterCalls, user_name
 from superpipe_cluster.client.connect import Connection, find_cluster
 from superpipe_cluster.client.exchange import FOLLOWING_PATIENCE_S, PATIENCE_S, Exchange
 from superpipe_cluster.client.program import program_of
@@ -50,7 +40,7 @@ class LogPiece:
     next_offset: int
 
 
-class Client:
+class Client(ClusterCalls):
     """A user's view of one cluster.
 
     Args:
@@ -141,7 +131,7 @@ class Client:
 
     def queue(self, *, ended: bool = False, user: str | None = None) -> list[JobView]:
         """Everybody's jobs, oldest first; with `ended` also those that are over."""
-        params: dict[str, Any] = {"all": ended} | ({} if user is None else {"user": _user_name(user)})
+        params: dict[str, Any] = {"all": ended} | ({} if user is None else {"user": user_name(user)})
         return list(JobList.model_validate_json(self._exchange.ask("GET", "/v1/jobs", params=params)).jobs)
 
     def show(self, ref: str, *, patient: bool = False) -> JobDetail:
@@ -207,6 +197,52 @@ class Client:
             raise
         return JobView.model_validate_json(answer)
 
+    def hold(self, ref: str) -> JobView:
+        """Keep a waiting job from starting, until it is released.
+
+        Raises:
+            NotFound: there is no such job.
+            Forbidden: it is somebody else's.
+            Conflict: it does not wait. The hint says what could be done instead; so it does for the four below.
+        """
+        return self._act(ref, "hold")
+
+    def release(self, ref: str) -> JobView:
+        """Put a held job back in line. Raises as `hold` does."""
+        return self._act(ref, "release")
+
+    def pause(self, ref: str) -> JobView:
+        """Have a running job stand still at its next step; it keeps its bytes. Raises as `hold` does."""
+        return self._act(ref, "pause")
+
+    def resume(self, ref: str) -> JobView:
+        """Let a paused job go on. Raises as `hold` does."""
+        return self._act(ref, "resume")
+
+    def requeue(self, ref: str) -> JobView:
+        """Have a running job save, give its bytes back and wait for its turn again. Raises as `hold` does."""
+        return self._act(ref, "requeue")
+
+    def change(self, ref: str, **changes: Any) -> JobView:
+        """Change what a job asks for, also while it runs.
+
+        Args:
+            ref: id or name.
+            changes: new values of `priority`, `gpu_memory`, `time_limit`, `not_before`, `window`, `at_window_end`, as
+                in a job file; None takes back what may be absent.
+
+        Raises:
+            BadInput: a value cannot be used.
+            NeverFits: with the new memory it could never run.
+            NotFound: there is no such job.
+            Forbidden: it is somebody else's.
+            Conflict: it has ended.
+        """
+        return JobView.model_validate_json(self._exchange.ask("PATCH", _path(ref), json=changes))
+
+    def _act(self, ref: str, verb: str) -> JobView:
+        return JobView.model_validate_json(self._exchange.ask("POST", f"{_path(ref)}/{verb}"))
+
     def wait(self, ref: str, *, timeout_s: float | None = None) -> JobDetail:
         """Wait until the job is over.
 
@@ -227,54 +263,6 @@ class Client:
             pause_s = min(pause_s * 1.5, 2.0)
             job = self.show(job.id, patient=True)
         return job
-
-    # ---- the cluster ------------------------------------------------------------------------------
-
-    def devices(self) -> DevicesView:
-        """The devices and who holds how much of them."""
-        return DevicesView.model_validate_json(self._exchange.ask("GET", "/v1/devices"))
-
-    def health(self) -> HealthView:
-        """Whether the head works; raises like all methods when it does not answer."""
-        return HealthView.model_validate_json(self._exchange.ask("GET", "/v1/health"))
-
-    def cluster(self) -> ClusterView:
-        """The parts of the cluster; for admins.
-
-        Raises:
-            Forbidden: we are no admin.
-        """
-        return ClusterView.model_validate_json(self._exchange.ask("GET", "/v1/cluster"))
-
-    def add_user(self, name: str, *, role: str = "user") -> NewUserView:
-        """Let somebody in; their token is in the answer and nowhere else. For admins.
-
-        Raises:
-            Conflict: the name is taken.
-            Forbidden: we are no admin.
-        """
-        # Not repeatable: were the first answer lost, the second would say "taken" and the token be gone.
-        body = {"name": _user_name(name), "role": role}
-        return NewUserView.model_validate_json(
-            self._exchange.ask("POST", "/v1/users", json=body, repeatable=False)
-        )
-
-    def users(self) -> list[UserView]:
-        """Everybody with a token; for admins.
-
-        Raises:
-            Forbidden: we are no admin.
-        """
-        return list(UserList.model_validate_json(self._exchange.ask("GET", "/v1/users")).users)
-
-
-def _user_name(name: str) -> str:
-    if re.fullmatch(NAME_PATTERN, name) is None:
-        raise BadInput(
-            f"`{name}` cannot be a user's name",
-            hint="lower-case letters, digits, dots, dashes: `alice`, `j.doe`",
-        )
-    return name
 
 
 def _path(ref: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from superpipe_cluster.execution.interface import Orders, Report, Worker
+from superpipe_cluster.execution.layout import JobFolder, note_birth
 from superpipe_cluster.execution.reporting import report_to_the_end
 from superpipe_cluster.execution.supervisor import Supervisor
 
@@ -32,6 +33,7 @@ class WorkerActor:
         worker = Worker.named(name)
         assert worker is not None
         self._worker = worker
+        note_birth(JobFolder(Path(folder)).actor, os.getpid())
         self._supervisor = Supervisor(Path(folder))
         self._supervisor.start()
         threading.Thread(target=self._report, name="reports", daemon=True).start()
@@ -39,6 +41,10 @@ class WorkerActor:
     def pid(self) -> int:
         """The actor's own process."""
         return os.getpid()
+
+    def hurry(self) -> None:
+        """Report now: the head has orders."""
+        self._supervisor.hurry()
 
     def _report(self) -> None:
         report_to_the_end(self._supervisor, self._tell)

@@ -29,6 +29,7 @@ class Attempt:
         output: folder for the results.
         cpus: cores it booked.
         link_clock: where the jobs on one virtual device agree on the use of its link; None for a link of its own.
+        array_index: its number in its array, None for a job that is in none.
         resolved: values of the job file that only the cluster could know, `model_source` so far.
     """
 
@@ -42,6 +43,7 @@ class Attempt:
     output: str
     cpus: int = 1
     link_clock: str | None = None
+    array_index: int | None = None
     resolved: dict[str, str] = field(default_factory=dict)
 
     @property

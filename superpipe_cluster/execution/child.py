@@ -11,7 +11,6 @@ import ctypes
 import fcntl
 import importlib.util
 import os
-import shutil
 import signal
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from superpipe_cluster.errors import BadInput, DeviceOutOfMemory, NeverFits, SpclusterError, StaleWrite
 from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.checkpoints import Checkpoints
 from superpipe_cluster.execution.control import PARENT_PID, ChildLine
 from superpipe_cluster.execution.job import Job
 from superpipe_cluster.execution.layout import JobFolder
@@ -46,7 +46,7 @@ def main(root: Path, epoch: int) -> int:
             attempt = Attempt.read(folder.attempt)
             if attempt.epoch != epoch:
                 raise StaleWrite(f"epoch {attempt.epoch} of job {attempt.id} has begun, after {epoch}")
-            _clear_partial_checkpoints(folder)
+            Checkpoints(folder, attempt.id, epoch).tidy()
             job = _job(attempt, folder, line)
             program_main = _load(Path(attempt.program))
             line.send({"type": "progress", "running": True})
@@ -92,12 +92,6 @@ def _only_writer(folder: JobFolder) -> Iterator[None]:
 def _close_quietly(descriptor: int) -> None:
     with contextlib.suppress(OSError):
         os.close(descriptor)
-
-
-def _clear_partial_checkpoints(folder: JobFolder) -> None:
-    if folder.checkpoints.is_dir():
-        for path in folder.checkpoints.glob(".*"):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _job(attempt: Attempt, folder: JobFolder, line: ChildLine) -> Job:

@@ -1,7 +1,8 @@
 """The line between a worker actor and its child: JSON objects, one per line, over a socket pair.
 
-Owns framing. The child sends `{"type": "progress", ...}` and, last, `{"type": "end", "reason", "message"}`;
-the actor sends `{"type": "stop", "why"}`.
+Owns framing, and what the child has been told last. The child sends `{"type": "progress", ...}` and, last,
+`{"type": "end", "reason", "message"}`; the actor sends `{"type": "stop", "why"}`, `{"type": "budget", "bytes",
+"revision"}` and `{"type": "pause", "on"}`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import socket
 import threading
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: Name of the variable that tells the child its end of the line.
@@ -58,13 +60,45 @@ def receive(line: socket.socket, reader: LineReader) -> list[dict[str, Any]] | N
     return reader.feed(data) if data else None
 
 
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the actor wants of the child now.
+
+    Attributes:
+        stop: why the child is to stop; None while it is not.
+        budget_bytes: the newest budget it was asked to hold; None before the first.
+        revision: number of that budget, 0 before the first.
+        pause: whether it is to stand still.
+    """
+
+    stop: str | None = None
+    budget_bytes: int | None = None
+    revision: int = 0
+    pause: bool = False
+
+    def after(self, message: dict[str, Any]) -> Wishes:
+        """These wishes once `message` has come. The first stop stands, and the budget with the highest number."""
+        match message:
+            case {"type": "stop", "why": why}:
+                return replace(self, stop=self.stop or str(why))
+            case {"type": "budget", "bytes": int(budget_bytes), "revision": int(revision)}:
+                if revision > self.revision:
+                    return replace(self, budget_bytes=budget_bytes, revision=revision)
+            case {"type": "pause", "on": bool(pause)}:
+                return replace(self, pause=pause)
+            case _:
+                pass
+        return self
+
+
 class ChildLine:
-    """The child's end: sends from any thread, and listens for a stop in a thread of its own."""
+    """The child's end: sends from any thread, and listens in a thread of its own."""
 
     def __init__(self, line: socket.socket) -> None:
         self._line = line
         self._mutex = threading.Lock()
-        self._stop: str | None = None
+        self._changed = threading.Condition()
+        self._wishes = Wishes()
         threading.Thread(target=self._listen, name="control", daemon=True).start()
 
     @classmethod
@@ -75,9 +109,15 @@ class ChildLine:
         return cls(socket.socket(fileno=descriptor))
 
     @property
-    def stop_asked(self) -> str | None:
-        """Why the actor wants the child to stop; None while it does not."""
-        return self._stop
+    def wishes(self) -> Wishes:
+        """What the actor wants now."""
+        return self._wishes
+
+    def wait_for_others(self, than: Wishes) -> Wishes:
+        """What the actor wants, once that is something else than `than`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._wishes != than)
+            return self._wishes
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message. An actor that has gone is no error: the kernel ends the child with it."""
@@ -91,5 +131,6 @@ class ChildLine:
         reader = LineReader()
         while (messages := receive(self._line, reader)) is not None:
             for message in messages:
-                if message.get("type") == "stop":
-                    self._stop = self._stop or str(message.get("why"))
+                with self._changed:
+                    self._wishes = self._wishes.after(message)
+                    self._changed.notify_all()

@@ -36,7 +36,8 @@ class Worker(NamedTuple):
 class Report(TypedDict):
     """What a worker tells the head, about twice a second."""
 
-    #: `lifecycle.record.Progress` fields that changed since the last report that arrived.
+    #: `lifecycle.record.Progress` fields that changed since the last report that arrived; the budget in force and
+    #: whether the worker stands still are in every one, once they have been acknowledged.
     progress: dict[str, Any]
     #: `reason`, `message` and `exit_code` once the child has ended; told until the head has heard it.
     end: dict[str, Any] | None
@@ -76,6 +77,13 @@ class Executor(Protocol):
 
     def kill(self, worker: Worker) -> None:
         """End the worker and its child at once. Fine for one that has gone."""
+        ...
+
+    def hurry(self, worker: Worker) -> None:
+        """Have the worker report now, and so hear its orders, instead of within half a second.
+
+        May be lost, and may come to nobody: the next report comes anyway.
+        """
         ...
 
     def clear(self, folder: Path, device: Device | None) -> bool:

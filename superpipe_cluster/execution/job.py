@@ -7,20 +7,19 @@ moment.
 
 from __future__ import annotations
 
-import os
-import re
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from superpipe_cluster.errors import StaleWrite
 from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.boundary import Boundary
+from superpipe_cluster.execution.checkpoints import Checkpoints
 from superpipe_cluster.execution.control import ChildLine
-from superpipe_cluster.execution.layout import JobFolder, read_epoch
+from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.execution.pace import Pace
 from superpipe_cluster.machine.devices import Device
+from superpipe_cluster.sizes import bytes_of
 
 if TYPE_CHECKING:
     import torch
@@ -28,12 +27,9 @@ if TYPE_CHECKING:
     from superpipe_cluster.spec import JobSpec
     from superpipe_cluster.streaming import Streamer
 
-#: Committed checkpoints that are kept: the newest, and the one before it in case the newest cannot be read.
-KEPT_CHECKPOINTS = 2
 #: Seconds between two progress messages; what is reported in between waits for the next.
 _PROGRESS_EVERY_S = 0.2
 
-_CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 #: Statistics of a streamer that are sent on, under the same names. Over several models they add up.
 _STREAM_STATS = (
     "k",
@@ -52,16 +48,20 @@ _STREAM_STATS = (
 class Job:
     """One attempt, from the inside.
 
+    [Note: step boundaries] `progress(step=...)` and `should_stop` are the moments at which the cluster may change the
+    job's budget, and let it stand still for a while. A program that asks neither is left alone, and stopped instead
+    when its bytes are needed.
+
     Attributes:
         id: the job's id.
         name: the job's name.
         spec: the job file; a model that is another job's output is already that folder.
         attempt: 1 for the first start.
         device: where the job runs.
-        budget_bytes: all device bytes it may hold.
         output: folder for the results; also the current folder.
-        checkpoint_dir: folder of the committed checkpoints.
-        params: the job file's `params`.
+        checkpoint_dir: folder of the checkpoints.
+        array_index: its number in its array; None for a job that is in none.
+        params: the job file's `params`, and `array_index` where there is one.
     """
 
     def __init__(self, attempt: Attempt, spec: JobSpec, folder: JobFolder, line: ChildLine) -> None:
@@ -70,15 +70,18 @@ class Job:
         self.spec = spec
         self.attempt = attempt.attempt
         self.device: Device = attempt.device
-        self.budget_bytes = attempt.budget_bytes
         self.output = Path(attempt.output)
         self.checkpoint_dir = folder.checkpoints
+        self.array_index = attempt.array_index
         self.params: dict[str, Any] = dict(spec.params)
-        self._epoch = attempt.epoch
+        if attempt.array_index is not None:
+            self.params["array_index"] = attempt.array_index
         self._link_clock = attempt.link_clock
         self._folder = folder
         self._line = line
         self._streamers: list[Streamer] = []
+        self._boundary = Boundary(line, attempt.budget_bytes, self._tell)
+        self._checkpoints = Checkpoints(folder, attempt.id, attempt.epoch)
         self._pending: dict[str, Any] = {}
         self._metrics: dict[str, float] = {}
         self._sent_s = -_PROGRESS_EVERY_S
@@ -87,13 +90,19 @@ class Job:
 
     # ---- streaming -------------------------------------------------------------------------------------
 
-    def stream(self, model: torch.nn.Module, **options: Any) -> Streamer:
+    @property
+    def budget_bytes(self) -> int:
+        """All device bytes it may hold now. Changes at step boundaries only."""
+        return self._boundary.budget_bytes
+
+    def stream(self, model: torch.nn.Module, *, budget: int | str | None = None, **options: Any) -> Streamer:
         """Stream `model` to the job's device within the job's budget.
 
         Args:
             model: any module, its weights in host memory, or on `meta` with `weights` among the options.
-            options: of `superpipe_cluster.stream`, over those of the job file (`budget` for a part of the
-                budget).
+            budget: this model's part of the job's budget, in bytes or as a size; None for all of it. When the job's
+                budget changes, its parts change in proportion.
+            options: of `superpipe_cluster.stream`, over those of the job file.
 
         Raises:
             BudgetTooSmall: the model cannot be streamed in so few bytes; the message names how many it needs.
@@ -111,7 +120,6 @@ class Job:
         )
         asked = self.spec.streaming
         defaults: dict[str, Any] = {
-            "budget": self.budget_bytes,
             "device": device,
             "k": asked.k,
             "k_prime": asked.k_prime,
@@ -120,14 +128,19 @@ class Job:
             "host": self.spec.resources.host,
             "host_folder": self._folder.root,
         }
-        streamer = stream(model, **{**defaults, **options})
+        chosen = {**defaults, **options}
+        share_bytes = self.budget_bytes if budget is None else bytes_of(budget)
+        streamer = stream(model, budget=share_bytes, **chosen)
         self._streamers.append(streamer)
+        self._boundary.add(streamer, share_bytes, chosen["k"])
         return streamer
 
     # ---- telling ---------------------------------------------------------------------------------------
 
     def progress(self, *, step: int | None = None, steps: int | None = None, **metrics: float) -> None:
         """Tell how far the job is. Cheap: call it at every step; a few messages a second are really sent.
+
+        With `step`, this is a step boundary, see [Note: step boundaries].
 
         Args:
             step: steps done.
@@ -145,6 +158,8 @@ class Job:
             self._pending["metrics"] = dict(self._metrics)
         if time.monotonic() - self._sent_s >= _PROGRESS_EVERY_S:
             self.flush()
+        if step is not None:
+            self._at_boundary()
 
     def flush(self) -> None:
         """Send what `progress` still holds back."""
@@ -158,6 +173,10 @@ class Job:
         """Write a line to the job's log (`print` does just as well)."""
         print(text, flush=True)  # noqa: T201
 
+    def _tell(self, news: dict[str, Any]) -> None:
+        self._pending.update(news)
+        self.flush()
+
     def _stream_stats(self) -> dict[str, Any]:
         sums: dict[str, Any] = {}
         for stats in [streamer.stats() for streamer in self._streamers]:
@@ -165,29 +184,38 @@ class Job:
                 value = getattr(stats, name, None)
                 if value is not None:
                     sums[name] = sums.get(name, 0) + value
-        return sums
+        floor_bytes = self._boundary.floor_bytes()
+        return sums if floor_bytes is None else {**sums, "floor_bytes": floor_bytes}
 
     # ---- stopping --------------------------------------------------------------------------------------
 
     @property
     def should_stop(self) -> bool:
-        """Whether to save and return from `main` soon: at the next step boundary, within the grace period."""
-        asked = self._line.stop_asked is not None
+        """Whether to save and return from `main` soon, within the grace period.
+
+        To be asked between two steps, see [Note: step boundaries].
+        """
+        self._at_boundary()
+        asked = self._line.wishes.stop is not None
         self._saw_stop = self._saw_stop or asked
         return asked
 
     @property
     def stopped_for(self) -> str | None:
         """The reason of a stop that the program has taken notice of; None when it ran to its own end."""
-        return self._line.stop_asked if self._saw_stop else None
+        return self._line.wishes.stop if self._saw_stop else None
+
+    def _at_boundary(self) -> None:
+        if self._boundary.reach():
+            self._pace = Pace()
 
     # ---- checkpoints -----------------------------------------------------------------------------------
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Commit a checkpoint: all of it is on disk under its final name, or nothing of it is.
+        """Commit a checkpoint: all of it is on disk and is the job's newest, or nothing of it is.
 
         Args:
-            step: steps done; names the checkpoint. The same step again replaces it.
+            step: steps done. The same step again replaces it.
             write: fills the empty folder it is given.
 
         Returns:
@@ -196,58 +224,10 @@ class Job:
         Raises:
             StaleWrite: a newer attempt of this job has started; this one must not write any more.
         """
-        final = self.checkpoint_dir / f"step-{step:08d}"
-        partial = self.checkpoint_dir / f".partial-{step:08d}-{self._epoch}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        _sync(partial)
-        self._refuse_if_stale()
-        if final.exists():
-            # A folder cannot be replaced in one step. Between the two renames the checkpoint before this one
-            # counts.
-            superseded = self.checkpoint_dir / f".superseded-{step:08d}-{self._epoch}"
-            final.rename(superseded)
-            partial.rename(final)
-            shutil.rmtree(superseded)
-        else:
-            partial.rename(final)
-        _sync_folder(self.checkpoint_dir)
-        for old in self._checkpoints()[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old, ignore_errors=True)
-        self._pending["checkpoint_step"] = step
-        self.flush()
-        return final
+        committed = self._checkpoints.commit(step, write)
+        self._tell({"checkpoint_step": step})
+        return committed
 
     def latest_checkpoint(self) -> Path | None:
-        """The newest committed checkpoint of any attempt, its step in its name; None when there is none."""
-        return next(reversed(self._checkpoints()), None)
-
-    def _checkpoints(self) -> list[Path]:
-        if not self.checkpoint_dir.is_dir():
-            return []
-        named = ((_CHECKPOINT_NAME.fullmatch(path.name), path) for path in self.checkpoint_dir.iterdir())
-        return [path for _, path in sorted((int(match[1]), path) for match, path in named if match)]
-
-    def _refuse_if_stale(self) -> None:
-        newest = read_epoch(self._folder)
-        if newest != self._epoch:
-            raise StaleWrite(
-                f"job {self.id} is at epoch {newest} and this attempt at {self._epoch}: it may not write",
-                hint="nothing to do: the newer attempt goes on from the last checkpoint",
-            )
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk hold every file in the folder, and the folder itself."""
-    for path in folder.rglob("*"):
-        _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        """The newest committed checkpoint of any attempt; None when there is none."""
+        return self._checkpoints.latest()

@@ -1,12 +1,13 @@
 """A job's folder: which file is what, and who may write it.
 
-Owns the names. The head writes `spec.json`, `epoch` and `code/` before each attempt; the supervisor writes
-`pid` and appends to `log.txt`; all else belongs to the child that holds `lock`.
+Owns the names. The head writes `spec.json`, `epoch` and `code/` before each attempt; the actor writes `actor`
+and `pid` and appends to `log.txt`; all else belongs to the child that holds `lock`.
 
     spec.json     the attempt, see `attempt.Attempt`       log.txt   output of all attempts, append-only
     epoch         fencing number of the newest attempt     lock      flock, held by the living child
     code/         the user's own program, as submitted     pid       the newest child's process group
-    checkpoints/  step-00000040/ ...                       output/   results, unless `output:` says elsewhere
+    checkpoints/  CURRENT, step-00000040-e1/, ...         output/   results, unless `output:` says elsewhere
+    actor         the newest attempt's actor
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from superpipe_cluster.machine import processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,11 @@ class JobFolder:
         return self.root / "pid"
 
     @property
+    def actor(self) -> Path:
+        """Pid and start time of the newest attempt's actor, the child's parent."""
+        return self.root / "actor"
+
+    @property
     def code(self) -> Path:
         """The folder of the user's own program."""
         return self.root / "code"
@@ -56,6 +64,11 @@ class JobFolder:
     def checkpoints(self) -> Path:
         """The folder of the committed checkpoints."""
         return self.root / "checkpoints"
+
+    @property
+    def current_checkpoint(self) -> Path:
+        """The file that says which of the checkpoints counts, see `checkpoints.Current`."""
+        return self.checkpoints / "CURRENT"
 
     @property
     def output(self) -> Path:
@@ -71,6 +84,30 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def note_birth(path: Path, pid: int) -> None:
+    """Write down which process `pid` is, so that it is known again when the number belongs to another."""
+    born = processes.birth(pid)
+    write_atomically(path, f"{pid} {born.started if born else 0}")
+
+
+def read_birth(path: Path) -> processes.Birth | None:
+    """What `note_birth` wrote; None before the first."""
+    try:
+        pid, started = path.read_text().split()
+        return processes.Birth(int(pid), int(started))
+    except (OSError, ValueError):
+        return None
 
 
 def read_epoch(folder: JobFolder) -> int | None:

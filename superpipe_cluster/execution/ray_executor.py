@@ -57,6 +57,13 @@ class RayExecutor:
         except ValueError:  # Ray's word for "no such actor"
             return
 
+    def hurry(self, worker: Worker) -> None:
+        """See `Executor.hurry`."""
+        try:
+            ray.get_actor(worker.name, namespace=NAMESPACE).hurry.remote()
+        except ValueError:
+            return
+
     def clear(self, folder: Path, device: Device | None) -> bool:
         """See `Executor.clear`."""
         return remains.clear(JobFolder(folder), device)

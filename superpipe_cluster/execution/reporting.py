@@ -31,12 +31,12 @@ def report_to_the_end(
     Args:
         supervisor: the child.
         tell: brings one report to the head; raises, whatever it raises, when it did not get there.
-        every_s: seconds between reports; an end is told at once.
+        every_s: seconds between reports; an end, an acknowledgement and what the head hurries for are told at once.
         pause: waits that long while the head is away.
     """
     runs = False
     while True:
-        end = supervisor.wait(every_s if runs else min(every_s, FIRST_EVERY_S))
+        end = supervisor.wait_for_news(every_s if runs else min(every_s, FIRST_EVERY_S))
         progress = supervisor.take_progress()
         if supervisor.has_progress:
             end = None  # told after all that came before it
@@ -53,5 +53,12 @@ def report_to_the_end(
             return
         if end is not None:
             return
-        if orders.stop is not None:
-            supervisor.stop(orders.stop, force=orders.force)
+        _pass_on(orders, supervisor)
+
+
+def _pass_on(orders: Orders, supervisor: Supervisor) -> None:
+    if orders.stop is not None:
+        supervisor.stop(orders.stop, force=orders.force)
+    if orders.budget_bytes is not None:
+        supervisor.ask_budget(orders.budget_bytes, orders.budget_revision)
+    supervisor.ask_pause(orders.pause)

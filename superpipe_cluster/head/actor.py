@@ -18,20 +18,23 @@ import uvicorn
 from superpipe_cluster.api.app import build_app
 from superpipe_cluster.errors import SpclusterError
 from superpipe_cluster.execution.interface import Orders, Report
+from superpipe_cluster.execution.layout import note_birth
 from superpipe_cluster.execution.ray_executor import RayExecutor
 from superpipe_cluster.head.home import ClusterFile, Home
+from superpipe_cluster.head.neighbours import Neighbours
+from superpipe_cluster.head.outlook import Outlook
 from superpipe_cluster.head.presence import Presence
 from superpipe_cluster.head.reports import Reports
+from superpipe_cluster.head.rhythm import Rhythm
 from superpipe_cluster.head.service import HeadService, Pulse
-from superpipe_cluster.head.tick import Tick
-from superpipe_cluster.machine import host_memory, processes
+from superpipe_cluster.head.steady_clock import SteadyClock, SteadyStore
+from superpipe_cluster.head.tick import Drain, Tick
+from superpipe_cluster.machine import host_memory
 from superpipe_cluster.planning import plan_job
 from superpipe_cluster.store.redis_store import RedisStore
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between two rounds of the loop when nothing wakes it.
-TICK_EVERY_S = 0.5
 #: Seconds between two tries to listen on the API's port, which a dying predecessor may still hold.
 _BIND_EVERY_S = 0.2
 
@@ -43,16 +46,27 @@ class HeadActor:
         self._home = Home(Path(home))
         _log_to(self._home.head_log)
         cluster = self._home.read_cluster()
-        _note_pid(self._home)
+        note_birth(self._home.head_pid, os.getpid())
         self._wake = threading.Event()
         self._pulse = Pulse()
         self._listening = threading.Event()
         self._idle = threading.Event()
-        store = RedisStore(cluster.redis_url)
+        redis = RedisStore(cluster.redis_url)
+        store = SteadyStore(redis, SteadyClock(redis.now, time.monotonic, self._home.clock))
         presence = Presence(time.monotonic)
+        outlook = Outlook()
         total_bytes = host_memory().total_bytes
         self._reports = Reports(store, presence, self._wake.set)
-        self._tick = Tick(store, RayExecutor(), presence, self._home, cluster.devices, lambda: total_bytes)
+        self._tick = Tick(
+            store,
+            RayExecutor(),
+            presence,
+            self._home,
+            cluster.devices,
+            lambda: total_bytes,
+            foreign=Neighbours(self._home),
+            outlook=outlook,
+        )
         service = HeadService(
             store,
             self._home,
@@ -63,6 +77,8 @@ class HeadActor:
             host_memory,
             started_at=time.time(),
             wake=self._wake.set,
+            outlook=outlook,
+            foreign=Neighbours(self._home),
         )
         threading.Thread(target=self._loop, name="tick", daemon=True).start()
         threading.Thread(target=self._serve, args=(cluster, service), name="http", daemon=True).start()
@@ -81,29 +97,40 @@ class HeadActor:
             time.sleep(0.02)
         return self._pulse.trouble if self._listening.is_set() else "it could not listen on its port"
 
-    def drain(self, timeout_s: float) -> bool:
-        """Have all jobs save, stop and go back to the queue, and start none; True once no device is held."""
+    def drain(self, how: str | None, timeout_s: float) -> bool:
+        """Start no more jobs, and let those that hold a device leave it as `how` (a `Drain`) says; None: go on as ever.
+
+        Returns whether no device is held any more. To be asked again until then, also of a head that was restarted in
+        the meantime: it has forgotten.
+        """
+        _log.info("jobs are started" if how is None else f"no job is started from now on ({how})")
         self._idle.clear()
-        self._tick.drain()
+        self._tick.drain(None if how is None else Drain(how))
         self._wake.set()
         return self._idle.wait(timeout_s)
 
     # ---- threads ---------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
+        rhythm, woken = Rhythm(time.monotonic), True
         while True:
+            began_s = time.monotonic()
             try:
-                holders = self._tick.run()
+                if woken or rhythm.is_due or self._tick.watch():
+                    holders = self._tick.run()
+                    if not holders:
+                        self._idle.set()
+                    time.sleep(rhythm.went_round(began_s, has_workers=bool(holders)))
                 self._pulse.ticked_at = time.time()
                 self._set_trouble(None)
-                if not holders:
-                    self._idle.set()
             except SpclusterError as error:
+                rhythm.failed()
                 self._set_trouble(error.message)
             except Exception as error:  # the loop outlives everything; what it cannot do now, it tries again
+                rhythm.failed()
                 _log.exception("this round of the loop failed")
                 self._set_trouble(f"the head's loop failed ({type(error).__name__}); see its log")
-            self._wake.wait(TICK_EVERY_S)
+            woken = self._wake.wait(rhythm.wait_s())
             self._wake.clear()
 
     def _set_trouble(self, trouble: str | None) -> None:
@@ -128,11 +155,6 @@ def _listen(host: str, port: int) -> socket.socket:
                 _log.warning("cannot listen on %s port %d yet: %s", host, port, error)
             told = True
             time.sleep(_BIND_EVERY_S)
-
-
-def _note_pid(home: Home) -> None:
-    born = processes.birth(os.getpid())
-    home.head_pid.write_text(f"{os.getpid()} {born.started if born else 0}")
 
 
 def _log_to(path: Path) -> None:

@@ -97,12 +97,19 @@ def up(options: UpOptions, say: Callable[[str], None] = lambda _: None) -> Start
         return _start_all(home, options, say)
 
 
-def down(root: Path, *, head_only: bool = False, say: Callable[[str], None] = lambda _: None) -> None:
+def down(
+    root: Path,
+    *,
+    head_only: bool = False,
+    drain: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Stop the cluster. Its jobs save, and are back in the queue for the next `up`.
 
     Args:
         root: the home directory.
         head_only: stop only the head; jobs run on, and the next `up` adopts them.
+        drain: first let the jobs that run come to their end, however long that takes; no others start.
         say: told in a few words what is being done.
 
     Raises:
@@ -123,6 +130,8 @@ def down(root: Path, *, head_only: bool = False, say: Callable[[str], None] = la
                     hint="`spcluster down` stops everything, without asking",
                 )
             return
+        if drain:
+            _let_finish(home, cluster, say)
         if not is_own or own_ray.is_running(home):
             say("waiting for running jobs to save")
             _ask(home, cluster, "drain")
@@ -322,6 +331,19 @@ def _ask(home: Home, cluster: ClusterFile, question: str) -> dict[str, Any]:
 
 
 # ---- the end -------------------------------------------------------------------------------------------
+
+
+def _let_finish(home: Home, cluster: ClusterFile, say: Callable[[str], None]) -> None:
+    """Return when no job runs any more, or nobody can tell. Interrupted, the head goes on as before."""
+    say("waiting for running jobs to end; no others start")
+    try:
+        while True:
+            answer = _ask(home, cluster, "let-finish")
+            if answer.get("drained") or not answer.get("head"):
+                return
+    except KeyboardInterrupt:
+        _ask(home, cluster, "go-on")
+        raise
 
 
 def _clear_jobs(home: Home) -> None:

@@ -8,9 +8,11 @@ question; the answer is one line of JSON on standard output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from superpipe_cluster.execution.actor import HEAD_NAME, NAMESPACE
 from superpipe_cluster.execution.ray_executor import RayExecutor
 from superpipe_cluster.head.actor import HeadActor
 from superpipe_cluster.head.home import Home
+from superpipe_cluster.head.tick import Drain
 
 #: Seconds for a new head to answer HTTP and go round its loop once.
 READY_TIMEOUT_S = 60.0
 #: Seconds for the jobs to save and stop; longer than the grace that a worker gives its child.
 DRAIN_TIMEOUT_S = 20.0
+#: Seconds for which one question waits for jobs to end by themselves.
+FINISH_SLICE_S = 30.0
 
 
 def has_head() -> dict[str, Any]:
@@ -75,10 +80,32 @@ def drain() -> dict[str, Any]:
     if head is None:
         return {"drained": False}
     try:
-        done: Any = ray.get(head.drain.remote(DRAIN_TIMEOUT_S), timeout=DRAIN_TIMEOUT_S + 5)
+        done: Any = ray.get(head.drain.remote(Drain.SAVE, DRAIN_TIMEOUT_S), timeout=DRAIN_TIMEOUT_S + 5)
     except RayError:
         done = False  # it is dying, or hangs; the jobs are ended without it
     return {"drained": bool(done)}
+
+
+def let_finish() -> dict[str, Any]:
+    """Have the head start no more jobs, and wait a while for those that run to end. To be asked until they have."""
+    head = _head()
+    if head is None:
+        return {"drained": False, "head": False}
+    try:
+        done: Any = ray.get(head.drain.remote(Drain.FINISH, FINISH_SLICE_S), timeout=FINISH_SLICE_S + 5)
+    except RayError:  # it is dying, and Ray makes another one, which has to be told as well
+        time.sleep(1.0)
+        done = False
+    return {"drained": bool(done), "head": True}
+
+
+def go_on() -> dict[str, Any]:
+    """Have the head start jobs again."""
+    head = _head()
+    if head is not None:
+        with contextlib.suppress(RayError):
+            ray.get(head.drain.remote(None, 0.0), timeout=5)
+    return {"head": head is not None}
 
 
 def stop_all() -> dict[str, Any]:
@@ -106,6 +133,8 @@ def main(root: Path, question: str) -> int:
         "start-head": lambda: start_head(home),
         "stop-head": stop_head,
         "drain": drain,
+        "let-finish": let_finish,
+        "go-on": go_on,
         "stop-all": stop_all,
     }
     try:

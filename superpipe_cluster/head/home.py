@@ -106,6 +106,11 @@ class Home:
         return self.root / "ray-token"
 
     @property
+    def clock(self) -> Path:
+        """How the head's time differs from this machine's monotonic clock, see [Note: steady time]."""
+        return self.root / "clock.json"
+
+    @property
     def head_log(self) -> Path:
         """What the head has to say."""
         return self.root / "head.log"

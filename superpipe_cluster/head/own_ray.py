@@ -157,11 +157,17 @@ def stop(home: Home, place: RayPlace | None) -> list[int]:
     """
     session = place.session if place is not None else None
     found = find(home, session)
+    # A process that is being killed loses its title and its environment first, and its open ports last.
+    known = [born for pid in (*found, *_head_of(home)) if (born := processes.birth(pid)) is not None]
+
+    def left_of_it() -> list[int]:
+        return sorted({*find(home, session), *(born.pid for born in known if processes.is_alive(born))})
+
     first = [
         pid for pid in found if processes.title(pid).split(" ", 1)[0].endswith(("/raylet", "/gcs_server"))
     ]
     processes.send([*first, *_head_of(home), *found], signal.SIGKILL)
-    left = processes.end(lambda: find(home, session), _END_GRACE_S)
+    left = processes.end(left_of_it, _END_GRACE_S)
     if place is not None and place.temp_dir is not None:
         shutil.rmtree(place.temp_dir, ignore_errors=True)
     return left

@@ -6,7 +6,7 @@ Owns memory that may be lost: a new head begins with none of it, and finds out a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from superpipe_cluster.execution.interface import Worker
 
@@ -24,6 +24,7 @@ class Presence:
         self._launched: set[Worker] = set()
         self._heard_s: dict[Worker, float] = {}
         self._forced: set[Worker] = set()
+        self._told: dict[Worker, Hashable] = {}
 
     def launched(self, worker: Worker) -> None:
         """This head asked the executor for the worker."""
@@ -64,9 +65,20 @@ class Presence:
         with self._mutex:
             return worker in self._forced
 
+    def is_news(self, worker: Worker, orders: Hashable) -> bool:
+        """Whether `orders` are others than those that the worker was hurried for last."""
+        with self._mutex:
+            return self._told.get(worker) != orders
+
+    def hurried(self, worker: Worker, orders: Hashable) -> None:
+        """The worker was asked to come for these orders."""
+        with self._mutex:
+            self._told[worker] = orders
+
     def forget_all_but(self, workers: frozenset[Worker]) -> None:
         """Drop what is known of workers whose attempts are over."""
         with self._mutex:
             self._launched &= workers
             self._forced &= workers
             self._heard_s = {worker: at for worker, at in self._heard_s.items() if worker in workers}
+            self._told = {worker: orders for worker, orders in self._told.items() if worker in workers}

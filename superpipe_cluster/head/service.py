@@ -1,34 +1,53 @@
 """The head as the HTTP API sees it: `api.service.Service` over the store.
 
-Owns the answers. Every method reads the store anew; what to start and stop is left to the tick, which is
-woken when there is something for it to do.
+Owns the answers that are read off the records; each one reads them anew. Taking jobs in is `submission`, what owners
+do to them `changes`, what was used `accounting`, what admins set `rules`. What to start and stop is left to the tick,
+which is woken when there is something for it to do.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from superpipe_cluster import __version__
-from superpipe_cluster.api.service import Code, LogChunk
-from superpipe_cluster.api.views import ClusterView, DeviceJobView, DevicesView, DeviceView, HostView
-from superpipe_cluster.errors import BadInput, Conflict, NotFound, SpclusterError
-from superpipe_cluster.execution.interface import Worker
+from superpipe_cluster.api.service import Code, LogChunk, Verb
+from superpipe_cluster.api.views import (
+    ChangeRequest,
+    ClusterView,
+    DeviceJobView,
+    DevicesView,
+    DeviceView,
+    HostView,
+    QuotaRequest,
+    QuotaView,
+    TopView,
+    UsageView,
+    WindowRequest,
+    WindowView,
+)
+from superpipe_cluster.errors import BadInput, NotFound, SpclusterError
+from superpipe_cluster.head import accounting
+from superpipe_cluster.head.changes import Changes
 from superpipe_cluster.head.home import ClusterFile, Home
+from superpipe_cluster.head.outlook import Outlook
+from superpipe_cluster.head.picture import Foreign
+from superpipe_cluster.head.plans import Planner, Plans
 from superpipe_cluster.head.presence import Presence
-from superpipe_cluster.head.submission import Planner, Submission
-from superpipe_cluster.lifecycle.events import StopAsked
+from superpipe_cluster.head.rules import Rules, quota_views, window_views
+from superpipe_cluster.head.submission import Submission
 from superpipe_cluster.lifecycle.record import JobRecord
-from superpipe_cluster.lifecycle.states import EndReason
-from superpipe_cluster.lifecycle.step import InvalidTransition
 from superpipe_cluster.machine import HostMemory
+from superpipe_cluster.scheduling.policy import DEFAULT
 from superpipe_cluster.spec import JobSpec
 from superpipe_cluster.store.interface import JobStore, StoredEvent, User, hash_token
-from superpipe_cluster.store.writes import advance
 
 #: Events that one answer holds, the oldest first; a job has a handful per attempt.
 _EVENTS_LIMIT = 1000
@@ -55,6 +74,9 @@ class HeadService:
         host_memory: reads the RAM of this machine.
         started_at: unix seconds at which this head started.
         wake: makes the tick look at once.
+        outlook: when those who wait are likely to start; None: nobody can tell.
+        foreign: tells what processes that are not ours hold of a device; None: nothing.
+        wall: unix seconds by the wall clock, which windows go by.
     """
 
     def __init__(
@@ -68,17 +90,28 @@ class HeadService:
         host_memory: Callable[[], HostMemory],
         started_at: float,
         wake: Callable[[], None],
+        *,
+        outlook: Outlook | None = None,
+        foreign: Foreign | None = None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._home = home
         self._cluster = cluster
-        self._presence = presence
         self._pulse = pulse
         self._host_memory = host_memory
         self._started_at = started_at
         self._wake = wake
+        self._outlook = outlook if outlook is not None else Outlook()
+        self._foreign = foreign if foreign is not None else lambda *_: 0
+        self._foreign_lock = threading.Lock()
+        self._wall = wall
+        self._links = accounting.Links()
+        total_bytes = host_memory().total_bytes
+        self._rules = Rules(store, cluster.devices)
+        self._changes = Changes(store, presence, cluster.devices, total_bytes, self._rules)
         self._submission = Submission(
-            store, home, cluster.devices, host_memory().total_bytes, planner, self.job
+            store, home, cluster.devices, total_bytes, Plans(planner), self._rules, self.job
         )
 
     def trouble(self) -> str | None:
@@ -107,6 +140,10 @@ class HeadService:
         """See `Service.jobs`."""
         return self._store.list_jobs(active_only=not ended, user=of_user)
 
+    def expected_start_at(self, job_id: str) -> float | None:
+        """See `Service.expected_start_at`."""
+        return self._outlook.expected_start_at(job_id)
+
     def job(self, user: User, ref: str) -> JobRecord:
         """See `Service.job`."""
         if ref.isdecimal():
@@ -118,11 +155,30 @@ class HeadService:
             named = [record for record in self._store.list_jobs(user=of_user) if record.name == ref]
             if named:
                 return named[-1]
+        task = re.fullmatch(r"([0-9]+)_([0-9]+)", ref)
+        for record in self._store.list_jobs() if task is not None else ():
+            if task is not None and record.array == task[1] and record.array_index == int(task[2]):
+                return record
         raise NotFound(f"there is no job `{ref}`", hint="`spcluster queue -a` lists all jobs")
+
+    def tasks(self, user: User, record: JobRecord) -> Sequence[str]:
+        """See `Service.tasks`."""
+        if record.array is None:
+            return ()
+        own = self._store.list_jobs(user=record.user)
+        return [other.id for other in own if other.array == record.array]
 
     def events(self, user: User, job_id: str) -> Sequence[StoredEvent]:
         """See `Service.events`."""
         return self._store.events(job_id, limit=_EVENTS_LIMIT)
+
+    def news(self, user: User, *, after: str, limit: int) -> Sequence[StoredEvent]:
+        """See `Service.news`."""
+        return self._store.events(after=after, limit=limit)
+
+    def latest(self, user: User, *, count: int) -> Sequence[StoredEvent]:
+        """See `Service.latest`."""
+        return self._store.latest_events(count)
 
     def logs(self, user: User, job_id: str, *, offset: int, limit: int) -> LogChunk:
         """See `Service.logs`. Read from the file that the job itself writes to."""
@@ -136,30 +192,39 @@ class HeadService:
 
     def cancel(self, user: User, job_id: str, *, force: bool) -> JobRecord:
         """See `Service.cancel`."""
-        record = self._store.get(job_id)
-        if force:
-            self._presence.force(Worker(record.id, record.epoch))
-        if record.stop_asked != EndReason.CANCELLED or record.state.is_terminal:
-            try:
-                record = advance(self._store, job_id, StopAsked(EndReason.CANCELLED))
-            except InvalidTransition:
-                ended = self._store.get(job_id)
-                raise Conflict(
-                    f"job {job_id} has ended already ({ended.state})",
-                    hint=f"`spcluster show {job_id}` says how",
-                ) from None
+        return self._woken(self._changes.cancel(job_id, force=force))
+
+    def act(self, user: User, job_id: str, verb: Verb) -> JobRecord:
+        """See `Service.act`."""
+        return self._woken(self._changes.act(job_id, verb))
+
+    def change(self, user: User, job_id: str, wishes: ChangeRequest) -> JobRecord:
+        """See `Service.change`."""
+        return self._woken(self._changes.change(job_id, wishes))
+
+    def _woken(self, record: JobRecord) -> JobRecord:
         self._wake()
         return record
 
-    # ---- the cluster -----------------------------------------------------------------------------------
+    # ---- devices and their use -------------------------------------------------------------------------
 
     def devices(self, user: User) -> DevicesView:
         """See `Service.devices`. The ledger is the sum over the records, so it can never drift from them."""
-        holders = [record for record in self._store.list_jobs(active_only=True) if record.state.holds_device]
+        holders = self._holders()
         views: list[DeviceView] = []
         for device in self._cluster.devices:
             here = [record for record in holders if record.device == device.id]
-            used_bytes = sum(record.budget_bytes or 0 for record in here)
+            used_bytes = sum(record.promised_bytes for record in here)
+            jobs = tuple(
+                DeviceJobView(
+                    id=record.id,
+                    name=record.name,
+                    user=record.user,
+                    budget_bytes=record.budget_bytes or 0,
+                    held_bytes=record.held_bytes,
+                )
+                for record in here
+            )
             views.append(
                 DeviceView(
                     id=device.id,
@@ -169,25 +234,68 @@ class HeadService:
                     used_bytes=used_bytes,
                     free_bytes=device.capacity_bytes - used_bytes,
                     link_bytes_per_s=device.link_bytes_per_s,
-                    jobs=tuple(
-                        DeviceJobView(
-                            id=record.id,
-                            name=record.name,
-                            user=record.user,
-                            budget_bytes=record.budget_bytes or 0,
-                            held_bytes=record.held_bytes,
-                        )
-                        for record in here
-                    ),
+                    jobs=jobs,
                 )
             )
+        return DevicesView(devices=tuple(views), host=self._host(holders))
+
+    def top(self, user: User) -> TopView:
+        """See `Service.top`."""
+        active = self._store.list_jobs(active_only=True)
+        holders = [record for record in active if record.state.holds_device]
+        now = self._store.now()
+        with self._foreign_lock:  # it is made for one thread
+            foreign = {
+                device.id: self._foreign(device, [one for one in holders if one.device == device.id])
+                for device in self._cluster.devices
+            }
+        return accounting.top(
+            self._cluster.devices,
+            holders,
+            foreign=foreign,
+            speeds=self._links.speeds(holders, now),
+            queued=len(active) - len(holders),
+            host=self._host(holders),
+            now=now,
+        )
+
+    def usage(self, user: User, *, of_user: str | None, since: float | None) -> UsageView:
+        """See `Service.usage`."""
+        records, now = self._store.list_jobs(), self._store.now()
+        return accounting.usage(records, now, DEFAULT.half_life_s, of_user=of_user, since=since)
+
+    def _holders(self) -> list[JobRecord]:
+        return [record for record in self._store.list_jobs(active_only=True) if record.state.holds_device]
+
+    def _host(self, holders: Sequence[JobRecord]) -> HostView:
         memory = self._host_memory()
-        host = HostView(
+        return HostView(
             total_bytes=memory.total_bytes,
             available_bytes=memory.available_bytes,
             used_by_jobs_bytes=sum(record.host_bytes for record in holders),
         )
-        return DevicesView(devices=tuple(views), host=host)
+
+    # ---- rules -----------------------------------------------------------------------------------------
+
+    def quotas(self, user: User) -> Sequence[QuotaView]:
+        """See `Service.quotas`."""
+        return quota_views(self._rules.quotas())
+
+    def put_quota(self, user: User, name: str, quota: QuotaRequest | None) -> None:
+        """See `Service.put_quota`."""
+        self._rules.put_quota(name, quota)
+        self._wake()
+
+    def windows(self, user: User) -> Sequence[WindowView]:
+        """See `Service.windows`."""
+        return window_views(self._rules.windows(), self._wall())
+
+    def put_window(self, user: User, name: str, window: WindowRequest | None) -> None:
+        """See `Service.put_window`."""
+        self._rules.put_window(name, window)
+        self._wake()
+
+    # ---- the cluster -----------------------------------------------------------------------------------
 
     def cluster(self, user: User) -> ClusterView:
         """See `Service.cluster`."""

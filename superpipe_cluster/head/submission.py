@@ -1,7 +1,11 @@
-"""From a job file to a queued job: names resolved, program kept, model planned, record written.
+"""From a job file to queued jobs: names resolved, program kept, model planned, records written.
 
 Owns the order, and that a refused or failed submission leaves nothing behind. What may never run is decided
 in `admission`; who is asking has been found out by the API.
+
+[Note: one write] All tasks of an array come in by one write of the store, so there is never a part of an array. When
+the answer to that write is lost, the store is asked what became of it: jobs that are there have come in, and keep
+their folders.
 """
 
 from __future__ import annotations
@@ -10,36 +14,52 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.api.access import require_touch
 from superpipe_cluster.api.service import Code
-from superpipe_cluster.errors import BadInput, NotFound, SpclusterError
+from superpipe_cluster.errors import BadInput, NotFound, SpclusterError, StoreUnavailable
 from superpipe_cluster.execution.layout import JobFolder
-from superpipe_cluster.head.admission import needs_of
+from superpipe_cluster.head.admission import needs_of, require_quota
 from superpipe_cluster.head.home import Home
+from superpipe_cluster.head.plans import Planner
+from superpipe_cluster.head.rules import Rules
 from superpipe_cluster.lifecycle.record import JobRecord
+from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.machine import Device
 from superpipe_cluster.planning import Plan, PlannedDevice
-from superpipe_cluster.spec import JobSpec
+from superpipe_cluster.spec import AfterSection, JobSpec
 from superpipe_cluster.spec.files import JOB_PREFIX, is_path
 from superpipe_cluster.store.interface import JobStore, User
 
 _log = logging.getLogger(__name__)
 
-_PRIORITIES = {"low": -1, "normal": 0, "high": 1}
+#: More programs than this are quicker written to disk together with all else that waits to be.
+_SETTLED_ONE_BY_ONE = 4
+
+#: The numbers of the priority classes.
+PRIORITIES = {"low": -1, "normal": 0, "high": 1, "interactive": 2}
 
 
-class Planner(Protocol):
-    """How a job's model is planned; `planning.plan_job` in the cluster."""
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """A job with other jobs named by id.
 
-    def __call__(
-        self, job: JobSpec, program: Path, *, cuda: bool, device: PlannedDevice | None
-    ) -> Plan | None:
-        """The plan, or None if the program has no `probe`; errors are the user's."""
-        ...
+    Attributes:
+        job: the job file.
+        stored: the same, as records keep it.
+        source: the job whose output is its model.
+        after: all that must succeed first, `source` among them.
+    """
+
+    job: JobSpec
+    stored: dict[str, Any]
+    source: JobRecord | None
+    after: tuple[str, ...]
 
 
 class Submission:
@@ -51,6 +71,7 @@ class Submission:
         devices: of this cluster.
         host_total_bytes: RAM of the machine.
         planner: finds out what a model takes.
+        rules: the windows and quotas.
         find: the job that a user means by an id or a name, or `NotFound`.
     """
 
@@ -61,6 +82,7 @@ class Submission:
         devices: Sequence[Device],
         host_total_bytes: int,
         planner: Planner,
+        rules: Rules,
         find: Callable[[User, str], JobRecord],
     ) -> None:
         self._store = store
@@ -68,41 +90,115 @@ class Submission:
         self._devices = devices
         self._host_total_bytes = host_total_bytes
         self._planner = planner
+        self._rules = rules
         self._find = find
 
     def submit(self, user: User, job: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
         """See `api.service.Service.submit`."""
-        job, source, after = self._resolve(user, job)
+        asked = self._resolve(user, job)
         _require_files(job)
-        # The id comes first: without a store there is none, and so nothing to clean up.
-        job_id = self._store.next_job_id()
-        folder = self._home.job(job_id)
-        kept = False
+        self._rules.require_window(job.schedule.window)
+        indices = job.array.indices if job.array is not None else (None,)
+        folders: dict[str, JobFolder] = {}
+        stored: list[JobRecord] = []
         try:
-            program = _keep_program(job, code, folder)
-            plan = self._plan(job, program, source)
-            record = self._record(job_id, user, job, plan, after, folder)
-            stored = self._store.submit(record, idempotency_key=idempotency_key)
-            kept = stored.id == job_id
+            # Ids come first: without a store there are none, and so nothing to clean up.
+            for _ in indices:
+                job_id, folder = self._new_folder(code)
+                folders[job_id] = folder
+            if code is not None:
+                self._settle(list(folders.values()))
+            first = next(iter(folders))
+            tasks = zip(folders.items(), indices, strict=True)
+            records = [self._record(user, asked, *named, first, index) for named, index in tasks]
+            stored = self._written(records, idempotency_key)
         finally:
-            if not kept:
+            for job_id in folders.keys() - {record.id for record in stored}:
+                self._clear(job_id, folders[job_id])
+        _log.info("job %s (%s) submitted by %s", stored[0].id, stored[0].name, user.name)
+        return stored[0]
+
+    def _written(self, records: list[JobRecord], idempotency_key: str | None) -> list[JobRecord]:
+        """The jobs as they came in. See [Note: one write]."""
+        try:
+            return self._store.submit_all(records, idempotency_key=idempotency_key)
+        except StoreUnavailable as failure:
+            try:
+                return [self._store.get(record.id) for record in records]
+            except SpclusterError:
+                raise failure from None
+
+    # ---- folders ---------------------------------------------------------------------------------------
+
+    def _new_folder(self, code: Code | None) -> tuple[str, JobFolder]:
+        """An id and its folder, with the program in it: later edits of it do not change a queued job."""
+        while True:
+            job_id = self._store.next_job_id()
+            folder = self._home.job(job_id)
+            try:
+                folder.root.mkdir(mode=0o700, parents=True)
+                _keep_program(code, folder)
+                return job_id, folder
+            except FileExistsError:
+                continue  # a job's that Redis lost with its last second; what it made is not another job's
+            except OSError as error:
                 shutil.rmtree(folder.root, ignore_errors=True)
-        _log.info("job %s (%s) submitted by %s", stored.id, stored.name, user.name)
-        return stored
+                raise _disk_refuses(self._home, error) from error
+
+    def _settle(self, folders: Sequence[JobFolder]) -> None:
+        """Have the programs on the disk before anybody is told that the jobs are in."""
+        if len(folders) > _SETTLED_ONE_BY_ONE:
+            os.sync()
+            return
+        try:
+            for folder in folders:
+                for path in (*folder.code.iterdir(), folder.code):
+                    descriptor = os.open(path, os.O_RDONLY)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+        except OSError as error:
+            raise _disk_refuses(self._home, error) from error
+
+    def _clear(self, job_id: str, folder: JobFolder) -> None:
+        """Remove the folder of a job that did not come in. It stays when nobody can tell."""
+        try:
+            self._store.get(job_id)
+        except NotFound:
+            shutil.rmtree(folder.root, ignore_errors=True)
+        except SpclusterError as error:
+            _log.warning("%s is left as it is, for job %s may have come in: %s", folder.root, job_id, error)
 
     # ---- names -----------------------------------------------------------------------------------------
 
-    def _resolve(self, user: User, job: JobSpec) -> tuple[JobSpec, JobRecord | None, tuple[str, ...]]:
+    def _resolve(self, user: User, job: JobSpec) -> _Resolved:
         """The job with other jobs named by id, the one whose output is its model, and all it waits for."""
-        after = tuple(dict.fromkeys(self._named(user, ref, "after").id for ref in job.after))
+        named = {
+            way: tuple(dict.fromkeys(self._awaited(user, ref, way) for ref in refs))
+            for way, refs in job.after
+        }
+        both = set(named["ok"]) & set(named["fail"])
+        if both:  # under two names, or the spec would have refused it
+            raise BadInput(
+                f"after waits for job {min(both)} both to succeed and to fail",
+                hint="name it under one of ok and fail",
+            )
+        job = job.model_copy(update={"after": AfterSection(**named)})
         reference = job.model.source_job if job.model is not None else None
         if job.model is None or reference is None:
-            return job.model_copy(update={"after": after}), None, after
+            return _Resolved(job, spec.dump(job), None, named["ok"])
         source = self._named(user, reference, "model.source")
         require_touch(user, source)
+        _require_possible(source, "ok", "model.source")
         model = job.model.model_copy(update={"source": f"{JOB_PREFIX}{source.id}"})
-        resolved = job.model_copy(update={"after": after, "model": model})
-        return resolved, source, tuple(dict.fromkeys((*after, source.id)))
+        job = job.model_copy(update={"model": model})
+        return _Resolved(job, spec.dump(job), source, tuple(dict.fromkeys((*named["ok"], source.id))))
+
+    def _awaited(self, user: User, ref: str, way: str) -> str:
+        other = self._named(user, ref, "after")
+        _require_possible(other, way, "after")
+        return other.id
 
     def _named(self, user: User, ref: str, where: str) -> JobRecord:
         try:
@@ -113,7 +209,7 @@ class Submission:
                 hint="`spcluster queue -a` lists all jobs; submit the first one first",
             ) from None
 
-    # ---- planning --------------------------------------------------------------------------------------
+    # ---- the record ------------------------------------------------------------------------------------
 
     def _plan(self, job: JobSpec, program: Path, source: JobRecord | None) -> Plan | None:
         """The plan. A model that another job is yet to make is planned as that job's own model."""
@@ -128,34 +224,43 @@ class Submission:
         largest = max(self._devices, key=lambda device: device.capacity_bytes)
         return self._planner(job, program, cuda=cuda, device=planned(largest))
 
-    # ---- the record ------------------------------------------------------------------------------------
-
     def _record(
-        self,
-        job_id: str,
-        user: User,
-        job: JobSpec,
-        plan: Plan | None,
-        after: tuple[str, ...],
-        folder: JobFolder,
+        self, user: User, asked: _Resolved, job_id: str, folder: JobFolder, first: str, index: int | None
     ) -> JobRecord:
+        job = asked.job
+        plan = self._plan(_as_task(job, index), _program_at_submit(job.worker, folder), asked.source)
         needs = needs_of(job, plan, self._devices, self._host_total_bytes)
+        require_quota(job, needs, self._rules.quotas().get(user.name))
+        output = job.output if job.output is None or index is None else str(Path(job.output) / str(index))
         return JobRecord(
             id=job_id,
             name=job.name,
             user=user.name,
             kind=job.kind,
-            spec=spec.dump(job),
-            plan=plan.to_dict() if plan is not None else None,
+            spec=asked.stored,
+            plan=_stored(plan) if plan is not None else None,
             worker=job.worker,
-            output=job.output or str(folder.output),
-            priority=_PRIORITIES[job.priority],
-            after=after,
+            output=output or str(folder.output),
+            priority=PRIORITIES[job.priority],
+            after=asked.after,
+            after_any=job.after.any,
+            after_fail=job.after.fail,
+            array=first if index is not None else None,
+            array_index=index,
+            array_limit=job.array.limit if job.array is not None else None,
+            window=job.schedule.window,
+            at_window_end=job.schedule.at_end,
+            begin_at=job.schedule.begin_at,
             max_attempts=job.max_attempts,
             time_limit_s=job.time_limit_s,
             cpus=job.resources.cpus,
             budget_min_bytes=needs.budget_min_bytes,
             budget_max_bytes=needs.budget_max_bytes,
+            shrink_floor_bytes=needs.shrink_floor_bytes,
+            link_min_bytes_per_s=needs.link_min_bytes_per_s,
+            may_shrink=job.elastic.shrink,
+            may_grow=job.elastic.grow,
+            curve=_curve(plan),
             host_bytes=needs.host_bytes,
             model_bytes=plan.model_bytes if plan is not None else 0,
             units=plan.units if plan is not None else None,
@@ -186,19 +291,58 @@ def program_of(worker: str, folder: JobFolder) -> Path:
     return program
 
 
-def _keep_program(job: JobSpec, code: Code | None, folder: JobFolder) -> Path:
-    """Make the job's folder; later edits of the user's own program do not change a queued job."""
-    folder.root.mkdir(mode=0o700, parents=True)
-    if code is not None:
-        folder.code.mkdir()
-        (folder.code / code.name).write_text(code.text, encoding="utf-8")
-        descriptor = os.open(folder.code, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+def _program_at_submit(worker: str, folder: JobFolder) -> Path:
     try:
-        return program_of(job.worker, folder)
+        return program_of(worker, folder)
     except NotFound as error:
         raise BadInput(error.message, hint=error.hint) from None
+
+
+def _keep_program(code: Code | None, folder: JobFolder) -> None:
+    if code is None:
+        return
+    folder.code.mkdir()
+    (folder.code / code.name).write_text(code.text, encoding="utf-8")
+
+
+def _disk_refuses(home: Home, error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the job's folder cannot be written in {home.jobs}: {error.strerror}",
+        hint="free some disk space there; nothing was submitted",
+    )
+
+
+def _as_task(job: JobSpec, index: int | None) -> JobSpec:
+    """The job as its program will see it: alone, and with its number among its `params`."""
+    if index is None:
+        return job
+    return job.model_copy(update={"array": None, "params": {**job.params, "array_index": index}})
+
+
+@lru_cache(maxsize=64)
+def _stored(plan: Plan) -> dict[str, Any]:
+    """The plan as JSON; for equal jobs, which come in crowds, it is made once."""
+    return plan.to_dict()
+
+
+def _curve(plan: Plan | None) -> tuple[tuple[int, float, int], ...]:
+    """The forecast in short, see `JobRecord.curve`."""
+    if plan is None or plan.forecast is None:
+        return ()
+    rows = {row.budget_bytes: row for row in plan.forecast.rows}
+    return tuple((size, rows[size].step_s, rows[size].link_bytes_per_step) for size in sorted(rows))
+
+
+def _require_possible(other: JobRecord, way: str, where: str) -> None:
+    """Refuse to wait for an end that cannot come any more: `other` has ended in another way."""
+    succeeded = other.state is JobState.SUCCEEDED
+    if not other.state.is_terminal or way == "any" or succeeded == (way == "ok"):
+        return
+    wanted = "success" if way == "ok" else "failure"
+    raise BadInput(
+        f"{where} waits for the {wanted} of job {other.id} ({other.name}), which has ended: {other.state}",
+        hint=f"`spcluster show {other.id}` says how",
+    )
 
 
 def _require_files(job: JobSpec) -> None:

@@ -76,12 +76,14 @@ class Started(Event):
 class ResizeAsked(Event):
     """The head wants the worker to hold `budget_bytes`, of which `revision` is the number.
 
-    The first phase of two: nothing is given away before `Resized`. See [Note: two phases] in `record.py`.
+    The first phase of two: nothing is given away before `Resized`. See [Note: two phases] in `record.py`. `why` is the
+    scheduler's sentence for people.
     """
 
     kind: ClassVar[str] = "resize_asked"
     budget_bytes: int
     revision: int
+    why: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class WaitReason(StrEnum):
     """No device has the bytes free. Goes when a job ends."""
 
     PRIORITY = "Priority"
-    """It would fit, but a job ahead of it needs the same bytes first. Goes when that one starts or leaves."""
+    """Jobs ahead of it in the line come first, and it cannot start without delaying them. Goes when they start."""
 
     DEPENDENCY = "Dependency"
     """A job named in `after` has not ended yet. Goes when it does."""
@@ -183,6 +183,9 @@ class WaitReason(StrEnum):
 
     LINK = "Link"
     """The link to the device is fully promised to other streaming jobs. Goes when one of them ends."""
+
+    ARRAY_LIMIT = "ArrayLimit"
+    """As many tasks of its array as may run at once do. Goes when one of them ends."""
 
     HELD = "Held"
     """Its owner holds it back. Goes when they release it."""

@@ -5,7 +5,7 @@ Owns every call of NVML. A machine without driver or library has no GPUs, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -71,6 +71,31 @@ def used_bytes(uuid: str) -> int | None:
             return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid)).used)
         except nvml.NVMLError:
             return None
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Who holds what of a GPU: bytes for all (`usable_bytes`), in use by anybody, and by each process that is named."""
+
+    usable_bytes: int
+    used_bytes: int
+    by_process: Mapping[int, int]
+
+
+def memory(uuid: str) -> Memory | None:
+    """The memory of a GPU as it is used now; None when it cannot be read."""
+    with _session() as nvml:
+        if nvml is None:
+            return None
+        try:
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            entries = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            usable_bytes = _usable_bytes(nvml, handle)
+            used_bytes = usable_bytes - int(nvml.nvmlDeviceGetMemoryInfo(handle).free)
+        except nvml.NVMLError:
+            return None
+        by_process = {int(entry.pid): int(entry.usedGpuMemory or 0) for entry in entries}
+        return Memory(usable_bytes, max(0, used_bytes), by_process)
 
 
 def processes_on(uuid: str) -> frozenset[int]:

@@ -44,7 +44,8 @@ def process(pid: int) -> Process | None:
         return None
     # The second field is the name in parentheses and may itself hold spaces and parentheses.
     fields = stat[stat.rindex(")") + 2 :].split()
-    if fields[0] in "ZX":
+    # A process that dies has a zombie for its first thread while others are still at it, and its files open.
+    if fields[0] in "ZX" and int(fields[17]) <= 1:
         return None
     return Process(pid, int(fields[1]), int(fields[2]), int(fields[3]), int(fields[19]))
 
@@ -58,6 +59,15 @@ def birth(pid: int) -> Birth | None:
 def is_alive(who: Birth) -> bool:
     """Whether that very process still lives."""
     return birth(who.pid) == who
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether the process stands still because of a signal (SIGSTOP), and not because it waits for something."""
+    try:
+        stat = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return False
+    return stat[stat.rindex(")") + 2] == "T"
 
 
 def all_processes() -> list[Process]:

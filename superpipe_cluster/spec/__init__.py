@@ -7,10 +7,12 @@ HTTP.
 from __future__ import annotations
 
 from superpipe_cluster.spec import files, units
+from superpipe_cluster.spec.arrays import ArrayRange
 from superpipe_cluster.spec.fields import Memory
 from superpipe_cluster.spec.job import GenerateJob, JobBase, JobSpec, TrainJob
 from superpipe_cluster.spec.load import load
 from superpipe_cluster.spec.parse import dump, parse, parse_stored
+from superpipe_cluster.spec.queueing import AfterSection, ElasticSection, ScheduleSection
 from superpipe_cluster.spec.schema import schema
 from superpipe_cluster.spec.sections import (
     DataSection,
@@ -23,8 +25,11 @@ from superpipe_cluster.spec.sections import (
 from superpipe_cluster.spec.units import ByteRange
 
 __all__ = [
+    "AfterSection",
+    "ArrayRange",
     "ByteRange",
     "DataSection",
+    "ElasticSection",
     "GenerateJob",
     "GenerateSection",
     "JobBase",
@@ -32,6 +37,7 @@ __all__ = [
     "Memory",
     "ModelSection",
     "ResourcesSection",
+    "ScheduleSection",
     "StreamingSection",
     "TrainJob",
     "TrainSection",

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, cast, get_args
+from typing import Any, ClassVar, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
 from pydantic.functional_validators import ModelWrapValidatorHandler
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 #: Where in the job a thing is: `("data", "files", 0)`.
 FieldPath = tuple[str | int, ...]
@@ -50,6 +51,9 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
+    #: The field that a value without field names is short for, `after: first`; None where there is no such form.
+    shorthand: ClassVar[str | None] = None
+
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
         """Rules between fields, on the input as given, without its nulls; values are not validated yet.
@@ -72,15 +76,32 @@ class StrictModel(BaseModel):
             model = sections[0]
         return model
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """The schema, with the short form where there is one."""
+        reference = handler(core_schema)
+        if cls.shorthand is not None:
+            schema = handler.resolve_ref_schema(reference)
+            whole = {name: schema.pop(name) for name in tuple(schema) if name not in ("title", "description")}
+            field = whole["properties"][cls.shorthand]
+            short = {name: value for name, value in field.items() if name in ("anyOf", "type", "items")}
+            schema["anyOf"] = [whole, short]
+        return reference
+
     @model_validator(mode="wrap")
     @classmethod
     def _fields_then_rules(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         errors: list[InitErrorDetails] = []
         model: Self | None = None
+        implied = cls.shorthand if _is_short(data) else None
+        if implied is not None:
+            data = {implied: data}
         try:
             model = handler(data)
         except ValidationError as error:
-            errors += [_again(details) for details in error.errors(include_url=False)]
+            errors += [_again(details, implied) for details in error.errors(include_url=False)]
         if isinstance(data, dict):
             written = cast("dict[str, object]", data)
             given = {name: value for name, value in written.items() if value is not None}
@@ -95,10 +116,20 @@ class StrictModel(BaseModel):
         return model
 
 
-def _again(details: Any) -> InitErrorDetails:
-    """The argument that makes the same error once more: pydantic has no way to extend one."""
-    context = details.get("ctx", {})
+def _is_short(data: object) -> bool:
+    """Whether a section is given as a value of its `shorthand`."""
+    return isinstance(data, str | int | float | list | tuple)
+
+
+def _again(details: Any, implied: str | None) -> InitErrorDetails:
+    """The argument that makes the same error once more: pydantic has no way to extend one.
+
+    Its place is one that was written: without the name of the field that a shorthand has implied.
+    """
+    context, place = details.get("ctx", {}), details["loc"]
+    if implied is not None and place[:1] == (implied,):
+        place = place[1:]
     if details["type"] == REFUSED:
         again = refused(context["message"], context["hint"], context["lacks"])
-        return InitErrorDetails(type=again, loc=details["loc"], input=details["input"])
-    return InitErrorDetails(type=details["type"], loc=details["loc"], input=details["input"], ctx=context)
+        return InitErrorDetails(type=again, loc=place, input=details["input"])
+    return InitErrorDetails(type=details["type"], loc=place, input=details["input"], ctx=context)

@@ -33,7 +33,12 @@ _ANY = "*"
 AS_WRITTEN: tuple[FieldPath, ...] = (
     ("name",),
     ("env", _ANY),
+    ("after",),
     ("after", _ANY),
+    ("after", _ANY, _ANY),
+    ("array",),
+    ("schedule", "window"),
+    ("schedule", "not_before"),
     ("data", "files", _ANY),
     ("generate", "prompts", _ANY),
     ("model", "source"),

@@ -1,28 +1,33 @@
-"""The types of single values in a job file: counts, names, sizes, durations.
+"""The types of single values in a job file: counts, names, sizes, durations, points in time, tasks of an array.
 
-Owns what one value may be and how it is written back. Does not own the fields themselves (`sections`, `job`)
-nor the grammar of units (`units`).
+Owns what one value may be and how it is written back. Does not own the fields themselves (`sections`, `queueing`,
+`job`) nor the grammars (`units`, `arrays`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from superpipe_cluster.errors import BadInput
+from superpipe_cluster.spec.arrays import ARRAY_PATTERN, ArrayRange
 from superpipe_cluster.spec.base import refused
 from superpipe_cluster.spec.units import (
     BYTE_RANGE_PATTERN,
     BYTES_PATTERN,
     DURATION_PATTERN,
+    MOMENT_PATTERN,
     ByteRange,
     parse_bytes,
     parse_duration,
+    parse_moment,
     spell_bytes,
     spell_duration,
+    spell_moment,
 )
 
 T = TypeVar("T")
@@ -79,18 +84,31 @@ def _some_seconds(value: object) -> float:
     return seconds
 
 
-def _job_name(name: str) -> str:
-    if re.match(NAME_PATTERN, name) is None or name.endswith("\n"):
-        raise refused(
-            f"{name[:80]!r} cannot be a job's name",
-            f"use up to 63 lowercase letters, digits, dots, dashes and underscores: {safe_name(name)}",
-        )
-    return name
+def _name_of(what: str) -> Callable[[str], str]:
+    """A check that a text can be the name of `what`."""
+
+    def check(name: str) -> str:
+        if re.match(NAME_PATTERN, name) is None or name.endswith("\n"):
+            raise refused(
+                f"{name[:80]!r} cannot be a {what}'s name",
+                f"use up to 63 lowercase letters, digits, dots, dashes and underscores: {safe_name(name)}",
+            )
+        return name
+
+    return check
 
 
 def safe_name(text: str) -> str:
     """The nearest allowed job name; `job` when nothing of the text can stay."""
     return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).lstrip("._-")[:63].rstrip("-") or "job"
+
+
+def _array(value: object) -> ArrayRange:
+    return value if isinstance(value, ArrayRange) else ArrayRange.parse(value)
+
+
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
 
 
 def _prompts(value: object) -> str | tuple[str, ...]:
@@ -109,11 +127,18 @@ CountOrZero = Annotated[int, Field(ge=0, le=_MOST), BeforeValidator(_not_a_truth
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_not_a_truth_value)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_not_a_truth_value)]
 PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(_not_a_truth_value)]
+#: How many times the whole model's step a step may take.
+Slowdown = Annotated[float, Field(ge=1), BeforeValidator(_not_a_truth_value)]
+#: true or false, and no word that Python takes for one of them.
+Flag = Annotated[bool, Field(strict=True)]
 
 #: Any text that the operating system takes, the empty one too.
 AnyText = Annotated[str, AfterValidator(_without_nul)]
 Text = Annotated[str, Field(min_length=1), AfterValidator(_without_nul)]
-Name = Annotated[str, AfterValidator(_job_name), Field(json_schema_extra={"pattern": NAME_PATTERN})]
+Name = Annotated[str, AfterValidator(_name_of("job")), Field(json_schema_extra={"pattern": NAME_PATTERN})]
+WindowName = Annotated[
+    str, AfterValidator(_name_of("window")), Field(json_schema_extra={"pattern": NAME_PATTERN})
+]
 
 
 def _unit_schema(pattern: str, *examples: str) -> WithJsonSchema:
@@ -158,6 +183,36 @@ Prompts = Annotated[
             "anyOf": [
                 {"type": "string", "minLength": 1},
                 {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            ]
+        }
+    ),
+]
+
+#: A point in time.
+Moment = Annotated[
+    datetime,
+    PlainValidator(_located(parse_moment)),
+    PlainSerializer(spell_moment, return_type=str),
+    _unit_schema(MOMENT_PATTERN, "2026-11-22T22:00", "2026-11-22T22:00+01:00"),
+]
+
+#: The tasks of an array, and how many of them at once.
+Array = Annotated[
+    ArrayRange,
+    PlainValidator(_located(_array)),
+    PlainSerializer(str, return_type=str),
+    _unit_schema(ARRAY_PATTERN, "0-15", "0-15%4", "1,3,5-9"),
+]
+
+#: Ids or names of other jobs: a list, or one of them.
+JobRefs = Annotated[
+    tuple[Text, ...],
+    BeforeValidator(_one_or_more),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}},
             ]
         }
     ),

@@ -15,7 +15,8 @@ from pydantic import Field, JsonValue
 
 from superpipe_cluster.spec import files
 from superpipe_cluster.spec.base import Complaint, StrictModel
-from superpipe_cluster.spec.fields import AnyText, Count, Duration, Name, Text
+from superpipe_cluster.spec.fields import AnyText, Array, Count, Duration, Name, Text
+from superpipe_cluster.spec.queueing import AfterSection, ElasticSection, ScheduleSection
 from superpipe_cluster.spec.sections import (
     DataSection,
     GenerateSection,
@@ -49,10 +50,16 @@ class JobBase(StrictModel):
     """How units of the model come and go on the device."""
     output: Text | None = None
     """Folder for the results; by default inside the job's own folder on the cluster."""
-    after: tuple[Text, ...] = ()
-    """Ids or names of jobs that must have succeeded before this one starts."""
-    priority: Literal["low", "normal", "high"] = "normal"
-    """Jobs of a higher priority are started first."""
+    elastic: ElasticSection = ElasticSection()
+    """How far its budget may follow the others' needs while it runs."""
+    schedule: ScheduleSection = ScheduleSection()
+    """When it may run."""
+    after: AfterSection = AfterSection()
+    """Ids or names of the jobs to wait for; `[first, 12]`, or by how they end: `{ok: [..], any: [..], fail: [..]}`."""
+    array: Array | None = None
+    """Submit it once per index, `0-15%4` for 16 tasks of which four run at once; each is told its own `array_index`."""
+    priority: Literal["low", "normal", "high", "interactive"] = "normal"
+    """Jobs of a higher priority are started first; `interactive` is for those that somebody sits and waits for."""
     time_limit: Duration | None = None
     """The job is stopped after running this long, `8h` or `90m`; null for no limit."""
     max_attempts: Count = 3
@@ -89,7 +96,7 @@ class JobBase(StrictModel):
     def prerequisites(self) -> tuple[str, ...]:
         """Ids or names of the jobs to wait for: `after`, and the one whose output is the model; each once."""
         source = self.model.source_job if self.model else None
-        return tuple(dict.fromkeys((*self.after, *([source] if source else []))))
+        return tuple(dict.fromkeys((*self.after.all, *([source] if source else []))))
 
     @property
     def time_limit_s(self) -> float | None:

@@ -1,8 +1,8 @@
-"""The sections of a job file: model, data, train, generate, resources, streaming.
+"""The sections of a job file about its work: model, data, train, generate, resources, streaming.
 
 Owns their fields, defaults and the rules inside one section. Does not own what all jobs share, nor which kind
-needs which section (`job`). The text under each field is its description in the JSON schema and in error
-hints.
+needs which section (`job`); the sections about the queue are in `queueing`. The text under each field is its
+description in the JSON schema and in error hints.
 """
 
 from __future__ import annotations

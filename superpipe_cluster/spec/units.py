@@ -1,14 +1,15 @@
-"""Sizes and durations as people write them: `12GiB`, `10GiB..24GiB`, `8h`, `1h30m`.
+"""Sizes, durations and points in time as people write them: `12GiB`, `10GiB..24GiB`, `1h30m`, `2026-11-22T22:00`.
 
-Owns durations and ranges of sizes. Single sizes are in `superpipe_cluster.sizes`, for the streaming runtime reads them
-too; they can be had from here. A number without its unit is refused, everywhere. Does not know job files; errors are
-`BadInput` without a location.
+Owns durations, points in time and ranges of sizes. Single sizes are in `superpipe_cluster.sizes`, for the streaming
+runtime reads them too; they can be had from here. A number without its unit is refused, everywhere. Does not know job
+files; errors are `BadInput` without a location.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
 
@@ -30,13 +31,16 @@ __all__ = [
     "DURATION_PATTERN",
     "MAX_BYTES",
     "MAX_SECONDS",
+    "MOMENT_PATTERN",
     "ByteRange",
     "format_bytes",
     "format_duration",
     "parse_bytes",
     "parse_duration",
+    "parse_moment",
     "spell_bytes",
     "spell_duration",
+    "spell_moment",
 ]
 
 _SECONDS = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
@@ -48,6 +52,10 @@ MAX_SECONDS = 36_500 * 86_400
 BYTE_RANGE_PATTERN = rf"{BYTES_PATTERN[:-1]}( ?\.\. ?{NUMBER} ?([kKmMgGtT][iI]?)?[bB])?$"
 #: What `parse_duration` takes.
 DURATION_PATTERN = rf"^(?=[0-9])({NUMBER}d)? ?({NUMBER}h)? ?({NUMBER}m)? ?({NUMBER}s)?$"
+#: What `parse_moment` takes.
+MOMENT_PATTERN = (
+    r"^2[0-9]{3}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?$"
+)
 
 _DURATION = re.compile(
     rf"(?:({NUMBER})\s*d)?\s*(?:({NUMBER})\s*h)?\s*(?:({NUMBER})\s*m)?\s*(?:({NUMBER})\s*s)?"
@@ -76,6 +84,33 @@ def parse_duration(text: object) -> float:
     raise BadInput(
         f"{shown(text)} is not a duration", hint="write days, hours, minutes, seconds: 1d, 8h, 1h30m, 45s"
     )
+
+
+def parse_moment(text: object) -> datetime:
+    """Read a point in time in ISO 8601, `2026-11-22T22:00` or `2026-11-22 22:00:00+01:00`, to one with an offset.
+
+    Without an offset it is local time, of the machine that reads it.
+
+    Raises:
+        BadInput: a day without the time, an impossible date, or no point in time at all.
+    """
+    if isinstance(text, datetime) and text.tzinfo is not None:
+        return text
+    stripped = text.strip() if isinstance(text, str) and len(text) <= LONGEST else ""
+    if re.fullmatch(r"2[0-9]{3}-[0-9]{2}-[0-9]{2}", stripped):
+        raise BadInput(f"{stripped} lacks the time of the day", hint=f"write {stripped}T22:00")
+    if re.fullmatch(MOMENT_PATTERN, stripped) is None:
+        raise BadInput(
+            f"{shown(text)} is not a point in time",
+            hint="write the date and the time, 2026-11-22T22:00, or with an offset: 2026-11-22T22:00+01:00",
+        )
+    try:
+        found = datetime.fromisoformat(stripped)
+        return found if found.tzinfo is not None else found.astimezone()
+    except (ValueError, OverflowError) as error:
+        raise BadInput(
+            f"{stripped} is no point in time: {error}", hint="check the date and the time"
+        ) from None
 
 
 @dataclass(frozen=True, order=True)
@@ -131,6 +166,11 @@ def spell_duration(seconds: float) -> str:
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"
+
+
+def spell_moment(moment: datetime) -> str:
+    """An exact spelling, `2026-11-22T22:00:00+01:00`: `parse_moment(spell_moment(x)) == x`."""
+    return moment.isoformat()
 
 
 def format_duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ key.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,10 +53,18 @@ class StoredEvent:
 
 
 class JobStore(Protocol):
-    """Jobs, events, usage and users. Safe to use from several threads. See [Note: all or nothing].
+    """Jobs, events, settings and users. Safe to use from several threads. See [Note: all or nothing].
 
     Every method may raise `StoreUnavailable`, within a few seconds.
     """
+
+    @property
+    def life(self) -> str:
+        """Names the life of the server that was last connected to; empty before the first.
+
+        Another one means that the server was started again, and may have lost its last second of writes.
+        """
+        ...
 
     def now(self) -> float:
         """Unix seconds by the store's clock: the one that all deadlines and events are in."""
@@ -67,14 +75,21 @@ class JobStore(Protocol):
         ...
 
     def submit(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
-        """Store a new job, as submitted at `record.submitted_at` or, where that is 0, now.
+        """`submit_all` of one job."""
+        ...
 
-        The same key from the same user again gives the job it was first used for, as it is by now, and stores
+    def submit_all(
+        self, records: Sequence[JobRecord], *, idempotency_key: str | None = None
+    ) -> list[JobRecord]:
+        """Store new jobs of one user, all or none; as submitted at `submitted_at` or, where that is 0, now.
+
+        The same key from the same user again gives the jobs it was first used for, as they are by now, and stores
         nothing.
 
         Raises:
-            Conflict: a job of this id exists.
-            ValueError: the record is not that of a new job, or its id is not from `next_job_id`.
+            Conflict: a job of one of the ids exists.
+            ValueError: a record is not that of a new job, its id is not from `next_job_id`, there is none at all, or
+                they are of several users.
         """
         ...
 
@@ -133,12 +148,20 @@ class JobStore(Protocol):
         """
         ...
 
-    def add_usage(self, user: str, device: str, byte_seconds: float) -> None:
-        """Charge a user for bytes held on a device, times seconds."""
+    def latest_events(self, count: int) -> list[StoredEvent]:
+        """The last `count` events of all jobs, oldest first."""
         ...
 
-    def usage(self) -> dict[str, float]:
-        """Byte-seconds charged so far, by user, over all devices."""
+    def settings(self) -> dict[str, Any]:
+        """What admins have set, by name (`quota:ann`, `window:night`): plain JSON values."""
+        ...
+
+    def put_setting(self, name: str, value: Any) -> None:
+        """Set one of them, or remove it with None; in one write.
+
+        Raises:
+            ValueError: `value` is nothing that JSON can carry, or the name is empty.
+        """
         ...
 
     def add_user(self, name: str, role: str, token_hash: str) -> User:

@@ -51,7 +51,7 @@ DOCUMENTED: tuple[KeyDoc, ...] = (
     KeyDoc("spcluster:jobs:of:<user>", "zset", "submit", None, "ids of all jobs of one user"),
     KeyDoc(
         "spcluster:submit:<digest>", "string", "submit", IDEMPOTENCY_TTL_S,
-        "the id of the job that was submitted with this idempotency key by this user",
+        "the ids of the jobs that were submitted with this idempotency key by this user",
     ),
     KeyDoc(
         "spcluster:events:<id>", "stream", "submit, transition", None,
@@ -61,7 +61,10 @@ DOCUMENTED: tuple[KeyDoc, ...] = (
         "spcluster:events", "stream", "submit, transition", None,
         "the events of all jobs under the same sequence numbers: job, kind, at, data; the oldest are dropped",
     ),
-    KeyDoc("spcluster:usage", "hash", "add_usage", None, "JSON [user, device] -> device byte-seconds used"),
+    KeyDoc(
+        "spcluster:settings", "hash", "put_setting", None,
+        "quota:<user>, window:<name> -> JSON, as an admin set it",
+    ),
     KeyDoc("spcluster:users", "hash", "add_user", None, "name -> JSON {name, role, created_at}"),
     KeyDoc("spcluster:tokens", "hash", "add_user", None, "SHA-256 of a bearer token -> name; never a token"),
 )  # fmt: skip
@@ -70,7 +73,7 @@ NEXT_JOB_ID = "spcluster:next-job-id"
 JOBS = "spcluster:jobs"
 ACTIVE_JOBS = "spcluster:jobs:active"
 EVENTS = "spcluster:events"
-USAGE = "spcluster:usage"
+SETTINGS = "spcluster:settings"
 USERS = "spcluster:users"
 TOKENS = "spcluster:tokens"
 

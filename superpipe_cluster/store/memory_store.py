@@ -11,8 +11,9 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from superpipe_cluster.lifecycle.events import Event
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
@@ -20,12 +21,12 @@ from superpipe_cluster.lifecycle.step import begin, stored_data
 from superpipe_cluster.store import keys, writes
 from superpipe_cluster.store.interface import FIRST_EVENT, StoredEvent, User
 from superpipe_cluster.store.refusals import (
-    check_byte_seconds,
-    check_job_id,
+    check_new,
     check_seq,
     check_token_hash,
     job_exists,
     no_such_job,
+    setting_text,
     stale_write,
     user_taken,
 )
@@ -67,13 +68,18 @@ class MemoryStore:
         self._lock = threading.RLock()
         self._last_id = 0
         self._jobs: dict[str, _Job] = {}
-        #: (user, idempotency key) -> (job id, when it is forgotten)
-        self._submissions: dict[tuple[str, str], tuple[str, float]] = {}
+        #: (user, idempotency key) -> (job ids, when it is forgotten)
+        self._submissions: dict[tuple[str, str], tuple[tuple[str, ...], float]] = {}
         self._news: deque[_Entry] = deque(maxlen=keys.ALL_EVENTS_LIMIT)
         self._last_number = (0, 0)
-        self._charged: dict[str, float] = {}
+        self._settings: dict[str, str] = {}
         self._users: dict[str, User] = {}
         self._tokens: dict[str, str] = {}
+
+    @property
+    def life(self) -> str:
+        """See `JobStore.life`. There is only this one."""
+        return "memory"
 
     # ---- jobs ----------------------------------------------------------------------------------------------
 
@@ -89,22 +95,31 @@ class MemoryStore:
 
     def submit(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
         """See `JobStore.submit`."""
-        check_job_id(record.id)
+        return self.submit_all([record], idempotency_key=idempotency_key)[0]
+
+    def submit_all(
+        self, records: Sequence[JobRecord], *, idempotency_key: str | None = None
+    ) -> list[JobRecord]:
+        """See `JobStore.submit_all`."""
+        user = check_new(records)
         with self._lock:
-            first, event = begin(record, record.submitted_at or self.now())
+            begun = [begin(record, record.submitted_at or self.now()) for record in records]
             if idempotency_key is not None:
-                known = self._submissions.get((record.user, idempotency_key))
+                known = self._submissions.get((user, idempotency_key))
                 if known is not None and self.now() < known[1]:
-                    return self.get(known[0])
-            if record.id in self._jobs:
-                raise job_exists(record.id)
-            first = first.model_copy(update={"revision": 1})
-            self._jobs[record.id] = _Job(first.model_dump_json())
-            self._append(event, first)
+                    return [self.get(job_id) for job_id in known[0]]
+            for record in records:
+                if record.id in self._jobs:
+                    raise job_exists(record.id)
+            firsts = [first.model_copy(update={"revision": 1}) for first, _ in begun]
+            for first, (_, event) in zip(firsts, begun, strict=True):
+                self._jobs[first.id] = _Job(first.model_dump_json())
+                self._append(event, first)
             if idempotency_key is not None:
                 forgotten_at = self.now() + keys.IDEMPOTENCY_TTL_S
-                self._submissions[record.user, idempotency_key] = (record.id, forgotten_at)
-            return first
+                ids = tuple(first.id for first in firsts)
+                self._submissions[user, idempotency_key] = (ids, forgotten_at)
+            return firsts
 
     def get(self, job_id: str) -> JobRecord:
         """See `JobStore.get`."""
@@ -157,25 +172,29 @@ class MemoryStore:
                 entries = list(self._news)
             else:
                 entries = list(self._jobs[job_id].history) if job_id in self._jobs else []
-        return [
-            StoredEvent(
-                "{}-{}".format(*entry.number), entry.at, entry.job_id, entry.kind, json.loads(entry.data)
-            )
-            for entry in [entry for entry in entries if entry.number > first][: max(limit, 0)]
-        ]
+        return [_stored(entry) for entry in entries if entry.number > first][: max(limit, 0)]
 
-    # ---- usage ---------------------------------------------------------------------------------------------
-
-    def add_usage(self, user: str, device: str, byte_seconds: float) -> None:
-        """See `JobStore.add_usage`."""
-        check_byte_seconds(byte_seconds)
+    def latest_events(self, count: int) -> list[StoredEvent]:
+        """See `JobStore.latest_events`."""
         with self._lock:
-            self._charged[user] = self._charged.get(user, 0.0) + byte_seconds
+            entries = list(self._news)
+        return [_stored(entry) for entry in entries[-count:]] if count > 0 else []
 
-    def usage(self) -> dict[str, float]:
-        """See `JobStore.usage`."""
+    # ---- settings -----------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """See `JobStore.settings`."""
         with self._lock:
-            return dict(self._charged)
+            return {name: json.loads(text) for name, text in self._settings.items()}
+
+    def put_setting(self, name: str, value: Any) -> None:
+        """See `JobStore.put_setting`."""
+        text = setting_text(name, value)
+        with self._lock:
+            if value is None:
+                self._settings.pop(name, None)
+            else:
+                self._settings[name] = text
 
     # ---- users ---------------------------------------------------------------------------------------------
 
@@ -225,3 +244,8 @@ class MemoryStore:
         self._last_number = number
         self._news.append(entry)
         self._jobs[after.id].history.append(entry)
+
+
+def _stored(entry: _Entry) -> StoredEvent:
+    seq = "{}-{}".format(*entry.number)
+    return StoredEvent(seq, entry.at, entry.job_id, entry.kind, json.loads(entry.data))

@@ -7,7 +7,8 @@ commands. What Redis refuses or fails to answer becomes an error in `faults.py`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -24,12 +25,12 @@ from superpipe_cluster.store import keys, writes
 from superpipe_cluster.store.faults import Faults, check_server
 from superpipe_cluster.store.interface import FIRST_EVENT, StoredEvent, User
 from superpipe_cluster.store.refusals import (
-    check_byte_seconds,
-    check_job_id,
+    check_new,
     check_seq,
     check_token_hash,
     job_exists,
     no_such_job,
+    setting_text,
     stale_write,
     user_taken,
 )
@@ -53,6 +54,7 @@ class RedisStore:
     """
 
     def __init__(self, url: str, *, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._life = ""
         try:
             self._faults = Faults(url, answer_timeout_s)
             self._client = redis.Redis.from_url(  # pyright: ignore[reportUnknownMemberType]
@@ -62,6 +64,7 @@ class RedisStore:
                 socket_connect_timeout=answer_timeout_s,
                 # A write whose answer got lost may have happened. Repeating it is for those who can tell.
                 retry=Retry(NoBackoff(), 0),
+                redis_connect_func=self._connected,
             )
         except ValueError:
             # What is wrong with it is not repeated: it may be a piece of the password.
@@ -70,6 +73,11 @@ class RedisStore:
                 hint="redis://[:PASSWORD@]HOST:PORT/DATABASE or unix:///PATH; odd characters as %XX",
             ) from None
         self._scripts = Scripts(self._client)
+
+    @property
+    def life(self) -> str:
+        """See `JobStore.life`."""
+        return self._life
 
     # ---- jobs ----------------------------------------------------------------------------------------------
 
@@ -84,20 +92,29 @@ class RedisStore:
 
     def submit(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
         """See `JobStore.submit`."""
-        check_job_id(record.id)
-        first, event = begin(record, record.submitted_at or self.now())
-        first = _revised(first, 1)
+        return self.submit_all([record], idempotency_key=idempotency_key)[0]
+
+    def submit_all(
+        self, records: Sequence[JobRecord], *, idempotency_key: str | None = None
+    ) -> list[JobRecord]:
+        """See `JobStore.submit_all`."""
+        user = check_new(records)
+        now = self.now()
+        begun = [begin(record, record.submitted_at or now) for record in records]
+        firsts = [_revised(first, 1) for first, _ in begun]
+        jobs = [
+            (first.id, _fields(first), _event_fields(event, first))
+            for first, (_, event) in zip(firsts, begun, strict=True)
+        ]
         with self._faults:
-            answer = self._scripts.submit(
-                first.id, first.user, _fields(first), _event_fields(event, first), idempotency_key
-            )
+            answer = self._scripts.submit(user, jobs, idempotency_key)
         match answer:
             case Answer("ok"):
-                return first
-            case Answer("known", (job_id,)):
-                return self.get(job_id)
-            case _:
-                raise job_exists(record.id)
+                return firsts
+            case Answer("known", (ids,)):
+                return [self.get(job_id) for job_id in ids.split()]
+            case Answer(_, values):
+                raise job_exists(values[0])
 
     def get(self, job_id: str) -> JobRecord:
         """See `JobStore.get`."""
@@ -164,29 +181,33 @@ class RedisStore:
             entries = cast(
                 "list[tuple[str, dict[str, str]]]", self._client.xrange(stream, f"({after}", count=limit)
             )
-        return [
-            StoredEvent(
-                seq, float(entry["at"]), job_id or entry["job"], entry["kind"], json.loads(entry["data"])
-            )
-            for seq, entry in entries
-        ]
+        return [_stored(seq, entry, job_id) for seq, entry in entries]
 
-    # ---- usage ---------------------------------------------------------------------------------------------
-
-    def add_usage(self, user: str, device: str, byte_seconds: float) -> None:
-        """See `JobStore.add_usage`."""
-        check_byte_seconds(byte_seconds)
-        self._ask("HINCRBYFLOAT", keys.USAGE, json.dumps([user, device]), repr(float(byte_seconds)))
-
-    def usage(self) -> dict[str, float]:
-        """See `JobStore.usage`."""
-        total: dict[str, float] = {}
+    def latest_events(self, count: int) -> list[StoredEvent]:
+        """See `JobStore.latest_events`."""
+        if count <= 0:
+            return []
         with self._faults:
-            charged = cast("dict[str, str]", self._client.hgetall(keys.USAGE))
-        for field, value in charged.items():
-            user = json.loads(field)[0]
-            total[user] = total.get(user, 0.0) + float(value)
-        return total
+            entries = cast(
+                "list[tuple[str, dict[str, str]]]", self._client.xrevrange(keys.EVENTS, count=count)
+            )
+        return [_stored(seq, entry) for seq, entry in reversed(entries)]
+
+    # ---- settings -----------------------------------------------------------------------------------------
+
+    def settings(self) -> dict[str, Any]:
+        """See `JobStore.settings`."""
+        with self._faults:
+            stored = cast("dict[str, str]", self._client.hgetall(keys.SETTINGS))
+        return {name: json.loads(text) for name, text in stored.items()}
+
+    def put_setting(self, name: str, value: Any) -> None:
+        """See `JobStore.put_setting`."""
+        text = setting_text(name, value)
+        if value is None:
+            self._ask("HDEL", keys.SETTINGS, name)
+        else:
+            self._ask("HSET", keys.SETTINGS, name, text)
 
     # ---- users ---------------------------------------------------------------------------------------------
 
@@ -219,6 +240,13 @@ class RedisStore:
     def close(self) -> None:
         """See `JobStore.close`."""
         self._client.close()
+
+    def _connected(self, connection: Any) -> None:
+        """Learn which life of the server a new connection is to; the old ones have ended with theirs."""
+        connection.on_connect()
+        connection.send_command("INFO", "server")
+        found = re.search(r"run_id:(\w+)", str(connection.read_response()))
+        self._life = found[1] if found else ""
 
     def _ask(self, *command: str | int) -> Any:
         with self._faults:
@@ -257,3 +285,9 @@ def _event_fields(event: Event, after: JobRecord) -> EventFields:
 def _user(text: str) -> User:
     stored = json.loads(text)
     return User(stored["name"], stored["role"], stored["created_at"])
+
+
+def _stored(seq: str, entry: dict[str, str], job_id: str | None = None) -> StoredEvent:
+    return StoredEvent(
+        seq, float(entry["at"]), job_id or entry["job"], entry["kind"], json.loads(entry["data"])
+    )

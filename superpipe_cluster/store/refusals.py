@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from superpipe_cluster.errors import BadInput, Conflict, NotFound, StaleWrite
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.store.interface import FIRST_EVENT
 
 
-def check_job_id(job_id: str) -> None:
-    """Raise ValueError unless this is an id that `next_job_id` gives out."""
-    if not re.fullmatch(r"[1-9][0-9]{0,14}", job_id):
-        raise ValueError(f"{job_id!r} is not an id from next_job_id")
+def check_new(records: Sequence[JobRecord]) -> str:
+    """The user of these new jobs; raise ValueError unless it is one, and their ids are from `next_job_id`."""
+    for record in records:
+        if not re.fullmatch(r"[1-9][0-9]{0,14}", record.id):
+            raise ValueError(f"{record.id!r} is not an id from next_job_id")
+    users = {record.user for record in records}
+    if len(users) != 1 or len({record.id for record in records}) != len(records):
+        raise ValueError("jobs are submitted together by one user, each under an id of its own")
+    return users.pop()
 
 
 def check_token_hash(token_hash: str) -> None:
@@ -33,10 +41,14 @@ def check_seq(after: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def check_byte_seconds(byte_seconds: float) -> None:
-    """Raise ValueError unless this can be charged: finite, and not less than nothing."""
-    if not 0 <= byte_seconds < float("inf"):
-        raise ValueError(f"{byte_seconds} byte-seconds cannot be charged")
+def setting_text(name: str, value: Any) -> str:
+    """The value of a setting as it is stored; raise ValueError for what JSON cannot carry, or an empty name."""
+    if not name:
+        raise ValueError("a setting has a name")
+    try:
+        return json.dumps(value, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"the setting {name} cannot be stored: {error}") from None
 
 
 def no_such_job(job_id: str) -> NotFound:

@@ -50,21 +50,19 @@ class Scripts:
         self._add_user = _load(client, "add_user")
 
     def submit(
-        self, job_id: str, user: str, record: RecordFields, event: EventFields, idempotency_key: str | None
+        self, user: str, jobs: Sequence[tuple[str, RecordFields, EventFields]], idempotency_key: str | None
     ) -> Answer:
-        """Store a new job: "ok", "known" (with the first job's id) or "taken"."""
-        names = [
-            keys.job(job_id),
-            keys.JOBS,
-            keys.ACTIVE_JOBS,
-            keys.jobs_of(user),
-            keys.EVENTS,
-            keys.events_of(job_id),
-        ]
-        if idempotency_key is not None:
-            names.append(keys.submission(user, idempotency_key))
-        limits = (keys.ALL_EVENTS_LIMIT, keys.IDEMPOTENCY_TTL_S)
-        return self._submit(names, [job_id, *record, event.kind, repr(event.at), event.data, *limits])
+        """Store new jobs: "ok", "known" (with the ids of the first ones) or "taken" (with an id)."""
+        has_key = idempotency_key is not None
+        names = [keys.JOBS, keys.ACTIVE_JOBS, keys.jobs_of(user), keys.EVENTS]
+        names.append(keys.submission(user, idempotency_key or ""))
+        ids = " ".join(job_id for job_id, _, _ in jobs)
+        limits = (keys.IDEMPOTENCY_TTL_S, keys.ALL_EVENTS_LIMIT)
+        arguments: list[str | int] = ["key" if has_key else "no key", ids, *limits]
+        for job_id, record, event in jobs:
+            names += [keys.job(job_id), keys.events_of(job_id)]
+            arguments += [job_id, *record, event.kind, repr(event.at), event.data]
+        return self._submit(names, arguments)
 
     def transition(
         self, job_id: str, before: RecordFields, after: RecordFields, ended: bool, event: EventFields

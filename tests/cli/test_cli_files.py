@@ -35,6 +35,15 @@ def test_cp_copies_and_replaces_only_when_told(tmp_path: Path) -> None:
     assert copy.read_bytes() == bundled.job_path(name).read_bytes()
 
 
+def test_cp_takes_the_jobs_program_along(tmp_path: Path) -> None:
+    copy = Path(spcluster("cp", "sweep", str(tmp_path / "mine.yaml")).stdout.strip())
+    assert (tmp_path / "sweep.py").read_bytes() == bundled.job_path("sweep").with_suffix(".py").read_bytes()
+    assert spcluster("submit", str(copy), "--dry-run").returncode == 0
+    copy.unlink()
+    assert spcluster("cp", "sweep", str(tmp_path)).returncode == 3  # the program is there already
+    assert not (tmp_path / "sweep.yaml").exists()
+
+
 @pytest.mark.parametrize("name", ["nope", "../pyproject", "/etc/passwd"])
 def test_cp_of_what_is_not_there(tmp_path: Path, name: str) -> None:
     assert spcluster("cp", name, str(tmp_path)).returncode == 3

@@ -88,6 +88,7 @@ def test_every_verb_explains_itself_within_80_columns(verb: str) -> None:
         (("queue", "--nope"), "no such option", "`spcluster queue --help` explains"),
         (("show",), "missing argument", "`spcluster show --help` explains"),
         (("wait", "1", "--timeout", "soon"), "is not a duration", "write"),
+        (("down", "--drain", "--head-only"), "--drain waits for all", "`spcluster down --help` explains"),
         (("up", "--port", "0"), "0 is not in the range", "`spcluster up --help` explains"),
     ],
 )

@@ -137,7 +137,8 @@ def test_a_day_of_a_cluster(home: Path, tmp_path: Path) -> None:
     (done,) = json.loads(ask("queue", "-a", "-o", "json").stdout)
     assert (done["state"], done["attempt"], done["step"]) == ("SUCCEEDED", 1, 5)
 
-    down = ask("down")
+    down = ask("down", "--drain")  # nothing runs any more, so that it takes no longer
     assert down.returncode == 0, down.stderr
+    assert "waiting for running jobs to end" in down.stderr
     assert not (home / "cluster.json").exists()
     wait_until(lambda: not _processes_of(home), f"no process is left: {_processes_of(home)}")

@@ -11,6 +11,7 @@ from execution.programs import prepare
 from superpipe_cluster import spec
 from superpipe_cluster.errors import StaleWrite
 from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.checkpoints import Checkpoints
 from superpipe_cluster.execution.control import ChildLine, LineReader, encode, receive
 from superpipe_cluster.execution.job import Job
 from superpipe_cluster.execution.layout import JobFolder
@@ -47,7 +48,7 @@ def fill(text: str) -> Any:
 
 
 def names(job: Job) -> list[str]:
-    return sorted(path.name for path in job.checkpoint_dir.iterdir())
+    return sorted(path.name for path in job.checkpoint_dir.iterdir() if path.is_dir())
 
 
 def test_a_checkpoint_is_committed_and_told(inside: Inside) -> None:
@@ -55,7 +56,7 @@ def test_a_checkpoint_is_committed_and_told(inside: Inside) -> None:
     inside.job.save(40, fill("forty"))
     latest = inside.job.latest_checkpoint()
     assert latest is not None
-    assert latest.name == "step-00000040"
+    assert latest.name == "step-00000040-e1"
     assert (latest / "weights").read_text() == "forty"
     assert {"type": "progress", "checkpoint_step": 40} in inside.said()
 
@@ -63,7 +64,7 @@ def test_a_checkpoint_is_committed_and_told(inside: Inside) -> None:
 def test_the_last_two_are_kept(inside: Inside) -> None:
     for step in (5, 50, 100, 1000):
         inside.job.save(step, fill(str(step)))
-    assert names(inside.job) == ["step-00000100", "step-00001000"]
+    assert names(inside.job) == ["step-00000100-e1", "step-00001000-e1"]
 
 
 def test_one_that_fails_while_it_is_written_leaves_the_last_one_standing(inside: Inside) -> None:
@@ -75,16 +76,20 @@ def test_one_that_fails_while_it_is_written_leaves_the_last_one_standing(inside:
 
     with pytest.raises(OSError, match="disk full"):
         inside.job.save(2, half)
+    assert names(inside.job) == ["step-00000001-e1"]  # what was written of it is gone, and its room free
     latest = inside.job.latest_checkpoint()
     assert latest is not None
-    assert latest.name == "step-00000001"
+    assert latest.name == "step-00000001-e1"
 
 
 def test_the_same_step_again_replaces_it(inside: Inside) -> None:
     inside.job.save(1, fill("old"))
     inside.job.save(1, fill("new"))
-    assert names(inside.job) == ["step-00000001"]
-    assert (inside.job.checkpoint_dir / "step-00000001" / "weights").read_text() == "new"
+    latest = inside.job.latest_checkpoint()
+    assert latest is not None
+    assert (latest / "weights").read_text() == "new"
+    inside.job.save(1, fill("newest"))
+    assert len(names(inside.job)) == 2
 
 
 def test_an_attempt_that_has_been_replaced_cannot_commit(inside: Inside, tmp_path: Path) -> None:
@@ -94,7 +99,41 @@ def test_an_attempt_that_has_been_replaced_cannot_commit(inside: Inside, tmp_pat
         inside.job.save(2, fill("too late"))
     latest = inside.job.latest_checkpoint()
     assert latest is not None
-    assert latest.name == "step-00000001"
+    assert latest.name == "step-00000001-e1"
+
+
+def test_readers_follow_the_pointer_and_nothing_else(inside: Inside) -> None:
+    inside.job.save(1, fill("one"))
+    for name in ("step-00000009-e1", "step-00000002-e9"):
+        (inside.job.checkpoint_dir / name).mkdir()
+    latest = inside.job.latest_checkpoint()
+    assert latest is not None
+    assert latest.name == "step-00000001-e1"
+    inside.job.save(2, fill("two"))
+    assert names(inside.job) == ["step-00000001-e1", "step-00000002-e1"]
+
+
+def test_a_pointer_of_a_newer_attempt_is_not_replaced(inside: Inside, tmp_path: Path) -> None:
+    newer = Checkpoints(JobFolder(tmp_path), "7", 2)
+    JobFolder(tmp_path).epoch.write_text("2")
+    committed = newer.commit(5, fill("newer"))
+    JobFolder(tmp_path).epoch.write_text(
+        "1"
+    )  # as a process sees it that was stopped right after it had looked
+    with pytest.raises(StaleWrite):
+        inside.job.save(9, fill("too late"))
+    assert newer.latest() == committed
+
+
+def test_an_attempt_begins_without_what_was_never_committed(inside: Inside, tmp_path: Path) -> None:
+    inside.job.save(1, fill("one"))
+    (inside.job.checkpoint_dir / "step-00000002-e1").mkdir()
+    (inside.job.checkpoint_dir / ".CURRENT.123").touch()
+    Checkpoints(JobFolder(tmp_path), "7", 2).tidy()
+    assert sorted(path.name for path in inside.job.checkpoint_dir.iterdir()) == [
+        "CURRENT",
+        "step-00000001-e1",
+    ]
 
 
 def test_what_a_program_hears_about_stopping(inside: Inside) -> None:

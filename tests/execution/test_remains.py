@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,7 +11,7 @@ import pytest
 
 from superpipe_cluster.execution import remains
 from superpipe_cluster.execution.interface import Worker
-from superpipe_cluster.execution.layout import JobFolder
+from superpipe_cluster.execution.layout import JobFolder, note_birth
 from superpipe_cluster.machine import nvml, parse_device, processes
 from waiting import wait_until
 
@@ -53,3 +55,15 @@ def test_on_a_gpu_the_driver_must_have_forgotten_it_too(
 def test_a_workers_name_says_whose_it_is() -> None:
     assert Worker.named(Worker("12", 3).name) == Worker("12", 3)
     assert Worker.named("head") is None
+
+
+def test_a_sleeping_actor_is_killed_with_its_child(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    actor = subprocess.Popen(["sleep", "600"])
+    child = subprocess.Popen(["sleep", "600"], process_group=0)
+    note_birth(folder.actor, actor.pid)
+    note_birth(folder.pid, child.pid)
+    os.kill(actor.pid, signal.SIGSTOP)
+    assert not remains.clear(folder, None)
+    assert (actor.wait(10), child.wait(10)) == (-signal.SIGKILL, -signal.SIGKILL)
+    assert remains.clear(folder, None)

@@ -82,3 +82,33 @@ def test_a_worker_whose_time_is_over_ends_its_child(tmp_path: Path) -> None:
     end = supervisor.wait(0)
     assert end is not None
     assert end.exit_code is None
+
+
+def test_orders_reach_the_program_and_what_it_makes_of_them_the_head(tmp_path: Path) -> None:
+    heard: list[Report] = []
+
+    def head(report: Report) -> Orders:
+        heard.append(report)
+        said = [each["progress"] for each in heard]
+        if any(each.get("paused") is False for each in said):
+            return Orders(stop="cancelled")
+        paused = any(each.get("paused") for each in said)
+        resized = any(each.get("budget_revision") == 3 for each in said)
+        return Orders(budget_bytes=2**19, budget_revision=3, pause=not (paused and resized))
+
+    report(tmp_path, WAITING, head)
+    (refused,) = {
+        each["progress"]["budget_refused"] for each in heard if "budget_refused" in each["progress"]
+    }
+    assert "streams no model" in refused
+    assert heard[-1]["end"] == {"reason": "cancelled", "message": None, "exit_code": 0}
+
+
+def test_a_head_in_a_hurry_hears_at_once(tmp_path: Path) -> None:
+    prepare(tmp_path, WAITING)
+    supervisor = Supervisor(tmp_path)
+    supervisor.start()
+    supervisor.hurry()
+    assert supervisor.wait_for_news(600) is None
+    supervisor.stop("cancelled")
+    assert supervisor.wait_for_news(600) is not None

@@ -221,3 +221,24 @@ def test_a_gpu_is_named_by_its_uuid() -> None:
 def test_a_child_without_torch_stays_without_it(run: Run, tmp_path: Path) -> None:
     ended(run("import sys\ndef main(job):\n    print({'torch', 'ray', 'redis'} & set(sys.modules))"))
     assert JobFolder(tmp_path).log.read_text() == "set()\n"
+
+
+def test_one_that_sleeps_for_too_long_is_killed_and_lost(run: Run, tmp_path: Path) -> None:
+    supervisor = run(STEPPING, grace=Grace(5.0, 5.0, sleep_s=0.3))
+    until_running(supervisor)
+    pid = int(JobFolder(tmp_path).pid.read_text().split()[0])
+    os.kill(pid, signal.SIGSTOP)
+    end = ended(supervisor)
+    assert (end.reason, end.exit_code) == ("worker_lost", None)
+    assert "stopped by a signal" in str(end.message)
+
+
+def test_a_task_of_an_array_knows_its_number(run: Run, tmp_path: Path) -> None:
+    ended(
+        run(
+            "import os\ndef main(job):\n"
+            "    print(job.array_index, job.params['array_index'], os.environ['SPCLUSTER_ARRAY_INDEX'])",
+            array_index=4,
+        )
+    )
+    assert JobFolder(tmp_path).log.read_text() == "4 4 4\n"

@@ -10,6 +10,7 @@ from superpipe_cluster import spec
 from superpipe_cluster.execution.interface import Orders, Worker
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.head.home import Home
+from superpipe_cluster.head.outlook import Outlook
 from superpipe_cluster.head.presence import Presence
 from superpipe_cluster.head.reports import Reports
 from superpipe_cluster.head.tick import Tick
@@ -38,6 +39,7 @@ class FakeExecutor:
         self.started: list[Worker] = []
         self.lingering: set[Path] = set()
         self.broken = False
+        self.hurried: list[Worker] = []
 
     def start(self, worker: Worker, folder: Path) -> None:
         if self.broken:
@@ -51,6 +53,9 @@ class FakeExecutor:
 
     def kill(self, worker: Worker) -> None:
         self.workers.pop(worker, None)
+
+    def hurry(self, worker: Worker) -> None:
+        self.hurried.append(worker)
 
     def clear(self, folder: Path, device: Device | None) -> bool:
         return folder not in self.lingering
@@ -69,15 +74,30 @@ class Lab:
         self.home.create()
         self.devices = [parse_device(text, index) for index, text in enumerate(devices)]
         self.host_bytes = host_bytes
+        self.foreign_bytes: dict[str, int] = {}
+        self.wall_s = 0.0
+        self.woken = 0
         self.new_head()
 
     def new_head(self) -> None:
         """A head that remembers nothing, over the same store and workers."""
         self.presence = Presence(self.clock)
-        self.reports = Reports(self.store, self.presence, lambda: None)
+        self.reports = Reports(self.store, self.presence, self._wake)
+        self.outlook = Outlook()
         self.tick = Tick(
-            self.store, self.executor, self.presence, self.home, self.devices, lambda: self.host_bytes
+            self.store,
+            self.executor,
+            self.presence,
+            self.home,
+            self.devices,
+            lambda: self.host_bytes,
+            foreign=lambda device, _: self.foreign_bytes.get(device.id, 0),
+            outlook=self.outlook,
+            wall=lambda: self.clock() + self.wall_s,
         )
+
+    def _wake(self) -> None:
+        self.woken += 1
 
     def submit(self, name: str = "tiny", gib: float = 1, **fields: Any) -> JobRecord:
         """A queued job of a program of its own, that wants exactly `gib`."""
@@ -93,6 +113,7 @@ class Lab:
             "user": "ada",
             "budget_min_bytes": int(gib * GIB),
             "budget_max_bytes": int(gib * GIB),
+            "shrink_floor_bytes": int(gib * GIB),
             "max_attempts": 3,
             "output": str(folder.output),
         }

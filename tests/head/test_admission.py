@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from superpipe_cluster import spec
 from superpipe_cluster.errors import BadInput, BudgetTooSmall, HostMemoryTooSmall, NeverFits
-from superpipe_cluster.head.admission import needs_of
+from superpipe_cluster.head.admission import needs_of, require_quota
 from superpipe_cluster.machine import parse_device
-from superpipe_cluster.planning import Plan
+from superpipe_cluster.planning import Forecast, ForecastRow, Plan
+from superpipe_cluster.scheduling.snapshot import Quota
 
 MIB, GIB = 2**20, 2**30
 DEVICES = [parse_device("cpu:2GiB"), parse_device("cpu:6GiB", index=1)]
@@ -75,3 +77,83 @@ def test_less_host_memory_than_the_model_takes_is_refused() -> None:
     with pytest.raises(HostMemoryTooSmall) as caught:
         needs(host_memory="1GiB")
     assert "4096MiB" in str(caught.value.hint)
+
+
+# ---- slowdowns and quotas --------------------------------------------------------------------------
+
+
+def row(budget_bytes: int, step_s: float, link_bytes: int) -> ForecastRow:
+    return ForecastRow(budget_bytes, 1, 1, budget_bytes, 0, link_bytes, 1.0, step_s, step_s, "link")
+
+
+#: 4 s per step in 2 GiB, 2 s in 3 GiB, 1 s from 4 GiB on.
+FORECAST = Forecast(
+    rows=(row(2 * GIB, 4.0, 8 * GIB), row(3 * GIB, 2.0, 4 * GIB), row(4 * GIB, 1.0, 0), row(5 * GIB, 1.0, 0)),
+    floor_bytes=3 * GIB // 2,
+    no_slowdown_bytes=4 * GIB,
+    whole_bytes=5 * GIB,
+    whole_step_s=1.0,
+    units=2,
+    device="cpu",
+)
+FORESEEN = replace(PLAN, forecast=FORECAST)
+
+
+def slowed(slowdown: float, plan: Plan | None = FORESEEN, **resources: str) -> Any:
+    elastic = {"max_slowdown": slowdown}
+    values = {
+        "kind": "train",
+        "name": "tiny",
+        "worker": "/home/mine.py",
+        "resources": resources,
+        "elastic": elastic,
+    }
+    return needs_of(spec.parse(values), plan, DEVICES, 64 * GIB)
+
+
+def test_without_a_slowdown_the_floor_is_the_guarantee() -> None:
+    found = needs(plan=FORESEEN, gpu_memory="2GiB..5GiB")
+    assert (found.shrink_floor_bytes, found.link_min_bytes_per_s) == (2 * GIB, 0)
+
+
+def test_a_slowdown_raises_the_floor_to_where_the_forecast_keeps_it() -> None:
+    assert slowed(2.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 3 * GIB
+    assert slowed(3.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 5 * GIB // 2
+    assert slowed(1.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 4 * GIB
+    assert slowed(9.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 2 * GIB
+    assert slowed(9.0, gpu_memory="3GiB..5GiB").shrink_floor_bytes == 3 * GIB
+
+
+def test_a_slowdown_needs_its_part_of_the_link() -> None:
+    found = slowed(2.0, gpu_memory="2GiB..5GiB")
+    assert found.link_min_bytes_per_s == 4 * GIB // 2
+    assert slowed(1.0, gpu_memory="2GiB..5GiB").link_min_bytes_per_s == 0
+
+
+def test_a_job_alone_may_have_all_of_the_link() -> None:
+    slow = [parse_device("cpu:6GiB@1GB/s")]
+    values = {"kind": "train", "name": "tiny", "worker": "/home/mine.py", "elastic": {"max_slowdown": 2.0}}
+    values["resources"] = {"gpu_memory": "2GiB..5GiB"}
+    assert needs_of(spec.parse(values), FORESEEN, slow, 64 * GIB).link_min_bytes_per_s == 10**9
+
+
+def test_a_slowdown_that_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(BudgetTooSmall, match=r"2 times slower .* 3\.0 GiB") as caught:
+        slowed(2.0, gpu_memory="2GiB")
+    assert "3072MiB" in str(caught.value.hint)
+    with pytest.raises(BadInput, match="how long"):
+        slowed(2.0, plan=None, gpu_memory="2GiB")
+    small = spec.parse(
+        {"kind": "train", "name": "tiny", "worker": "/home/mine.py", "elastic": {"max_slowdown": 1.0}}
+    )
+    with pytest.raises(NeverFits, match=r"4\.0 GiB"):
+        needs_of(small, FORESEEN, [parse_device("cpu:3GiB")], 64 * GIB)
+
+
+def test_more_than_its_owner_may_hold_is_refused() -> None:
+    one, found = job(gpu_memory="2GiB..5GiB"), needs(gpu_memory="2GiB..5GiB")
+    require_quota(one, found, None)
+    require_quota(one, found, Quota("ann", limit_bytes=2 * GIB))
+    require_quota(one, found, Quota("ann", guaranteed_bytes=GIB))
+    with pytest.raises(NeverFits, match=r"ann together may hold 1\.0 GiB"):
+        require_quota(one, found, Quota("ann", limit_bytes=GIB))

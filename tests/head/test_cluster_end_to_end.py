@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,9 +78,9 @@ class Cluster:
     def new_client(self, **options: float) -> Client:
         return Client(self.home.read_cluster().url, self.home.token.read_text(), **options)
 
-    def down(self, *, head_only: bool = False) -> None:
+    def down(self, **how: bool) -> None:
         self.client.close()
-        down(self.home.root, head_only=head_only)
+        down(self.home.root, **how)
 
     def submit(self, name: str, memory: str = "100MiB") -> JobDetail:
         job = spec.parse(
@@ -314,6 +315,41 @@ def test_down_sends_jobs_back_to_the_queue_and_up_goes_on(cluster: Cluster) -> N
     cluster.finish(job)
     steps = steps_of(cluster.log(job))
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_down_may_let_running_jobs_come_to_their_end(cluster: Cluster) -> None:
+    running = cluster.submit("last-of-the-day")
+    waiting = cluster.submit("tomorrow", memory="1GiB")
+    cluster.until_running(running)
+    closing = threading.Thread(target=lambda: cluster.down(drain=True))
+    closing.start()
+    wait_until(lambda: "(finish)" in cluster.home.head_log.read_text(), "the head has been told", 40)
+    log = cluster.home.job(running.id).log
+    size = log.stat().st_size
+    wait_until(lambda: log.stat().st_size > size + 100, "it goes on while the cluster waits for it")
+    cluster.let_go(running)
+    closing.join(60)
+    assert cluster.left_over() == []
+    cluster.up()
+    ended = cluster.client.wait(running.id, timeout_s=40)
+    assert (ended.state, ended.attempt) == ("SUCCEEDED", 1)
+    cluster.until_running(waiting, attempt=1)
+    cluster.finish(waiting)
+
+
+@pytest.mark.parametrize("part", ["/raylet", "/gcs_server"])
+def test_after_a_part_of_ray_was_killed_up_goes_on_from_the_checkpoint(cluster: Cluster, part: str) -> None:
+    job = cluster.submit(f"after-{part[1:4]}")
+    saved = cluster.until(job, lambda seen: (seen.checkpoint_step or 0) >= 5, "has saved").checkpoint_step
+    for pid in processes.marked(own_ray.MARK, str(cluster.home.root)):
+        if processes.title(pid).split(" ")[0].endswith(part):
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not own_ray.is_running(cluster.home), "the part is gone")
+    cluster.up()
+    cluster.until_running(job, attempt=2)
+    cluster.finish(job)
+    second = next(line for line in cluster.log(job) if line.startswith("attempt 2"))
+    assert int(second.split()[-1]) >= (saved or 0)
 
 
 def test_without_redis_a_submit_is_refused_whole(cluster: Cluster) -> None:

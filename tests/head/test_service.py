@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 from head.fakes import GIB, Clock, FakeExecutor
 from superpipe_cluster import spec
 from superpipe_cluster.api.service import Code
+from superpipe_cluster.api.views import ChangeRequest, QuotaRequest, WindowRequest
 from superpipe_cluster.errors import (
     BadInput,
     BudgetTooSmall,
@@ -25,12 +28,14 @@ from superpipe_cluster.head.presence import Presence
 from superpipe_cluster.head.reports import Reports
 from superpipe_cluster.head.service import HeadService, Pulse
 from superpipe_cluster.head.tick import Tick
+from superpipe_cluster.lifecycle.events import Exited, Placed
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.machine import HostMemory, parse_device
-from superpipe_cluster.planning import Plan
+from superpipe_cluster.planning import Forecast, ForecastRow, Plan
 from superpipe_cluster.store.interface import JobStore, User
 from superpipe_cluster.store.memory_store import MemoryStore
 from superpipe_cluster.store.redis_store import RedisStore
+from superpipe_cluster.store.writes import advance
 
 ADA, BOB, ROOT = User("ada", "user"), User("bob", "user"), User("root", "admin")
 PLAN = Plan(
@@ -138,7 +143,9 @@ def test_without_a_store_nothing_is_half_done(tmp_path: Path) -> None:
 class Fragile(MemoryStore):
     """A store that goes away in the middle of a submit."""
 
-    def submit(self, record: JobRecord, *, idempotency_key: str | None = None) -> JobRecord:
+    def submit_all(
+        self, records: Sequence[JobRecord], *, idempotency_key: str | None = None
+    ) -> list[JobRecord]:
         raise StoreUnavailable("Redis does not answer")
 
 
@@ -255,3 +262,98 @@ def test_the_cluster_view_hides_the_password_of_redis(desk: Desk) -> None:
     assert "hunter2" not in view.store
     assert "127.0.0.1:6379" in view.store
     assert view.jobs == {"QUEUED": 1}
+
+
+# ---- what the scheduler goes by ----------------------------------------------------------------------
+
+
+def test_the_record_says_what_the_scheduler_goes_by(desk: Desk) -> None:
+    rows = tuple(
+        ForecastRow(budget, 1, 1, budget, 0, link, 1.0, seconds, seconds, "link")
+        for budget, seconds, link in ((GIB // 4, 3.0, 3000), (GIB // 2, 2.0, 2000), (GIB, 1.0, 0))
+    )
+    forecast = Forecast(rows, GIB // 4, GIB, GIB, 1.0, 4, "cpu")
+    desk.plan = replace(PLAN, forecast=forecast)
+    first = desk.submit(name="first")
+    desk.service.put_window(
+        ROOT, "night", WindowRequest(days="daily", start="22:00", end="07:00", timezone="UTC")
+    )
+    record = desk.submit(
+        priority="interactive",
+        elastic={"grow": False, "max_slowdown": 2.0},
+        schedule={"window": "night", "at_end": "pause", "not_before": "2030-01-01T00:00+00:00"},
+        after={"ok": ["first"], "any": [first.id], "fail": []},
+        resources={"gpu_memory": "300MiB..1GiB"},
+    )
+    assert record.curve == ((GIB // 4, 3.0, 3000), (GIB // 2, 2.0, 2000), (GIB, 1.0, 0))
+    assert (record.shrink_floor_bytes, record.link_min_bytes_per_s) == (GIB // 2, 1000)
+    assert (record.may_shrink, record.may_grow, record.priority) == (True, False, 2)
+    assert (record.window, record.at_window_end, record.begin_at) == ("night", "pause", 1893456000.0)
+    assert (record.after, record.after_any, record.after_fail) == ((first.id,), (first.id,), ())
+    assert (record.array, record.array_index, record.array_limit) == (None, None, None)
+
+
+def test_without_a_forecast_there_is_no_curve(desk: Desk) -> None:
+    desk.plan = None
+    record = desk.submit(resources={"gpu_memory": "1GiB..2GiB"})
+    assert (record.curve, record.shrink_floor_bytes, record.link_min_bytes_per_s) == ((), GIB, 0)
+
+
+def test_equal_jobs_are_planned_once(desk: Desk) -> None:
+    desk.submit(name="a", array="0-4")
+    desk.submit(name="b", priority="low")
+    assert len(desk.planned) == 1
+    desk.submit(streaming={"k": 2})
+    assert len(desk.planned) == 2
+
+
+def test_each_task_of_an_array_has_a_folder_and_an_output_of_its_own(desk: Desk) -> None:
+    first = desk.submit(array="2-4%2", output="/results/sweep")
+    tasks = [desk.store.get(job_id) for job_id in desk.service.tasks(ADA, first)]
+    assert [task.array_index for task in tasks] == [2, 3, 4]
+    assert [task.output for task in tasks] == [f"/results/sweep/{index}" for index in (2, 3, 4)]
+    assert {task.array for task in tasks} == {first.id}
+    for task in tasks:
+        assert (desk.home.job(task.id).code / "mine.py").read_text() == CODE.text
+    assert desk.service.job(ADA, f"{first.id}_3") == tasks[1]
+    assert desk.service.tasks(ADA, desk.submit()) == ()
+
+
+def test_an_end_that_cannot_come_any_more_is_not_waited_for(desk: Desk) -> None:
+    good, bad = desk.submit(name="good"), desk.submit(name="bad")
+    for job, reason in ((good, "ok"), (bad, "error")):
+        advance(desk.store, job.id, Placed("cpu:0", 1))
+        advance(desk.store, job.id, Exited(reason))
+    for after in ({"ok": ["bad"]}, {"fail": ["good"]}):
+        with pytest.raises(BadInput, match="has ended"):
+            desk.submit(after=after)
+    with pytest.raises(BadInput, match="has ended"):
+        desk.submit(model={"source": "job:bad"})
+    for after in ({"ok": ["good"]}, {"fail": ["bad"]}, {"any": ["good", "bad"]}):
+        assert desk.submit(after=after).state == "QUEUED"
+
+
+def test_a_window_that_is_not_there_is_refused(desk: Desk) -> None:
+    with pytest.raises(BadInput, match="no window night"):
+        desk.submit(schedule={"window": "night"})
+    assert desk.folders() == []
+
+
+def test_doing_something_to_a_job_wakes_the_tick(desk: Desk) -> None:
+    record = desk.submit()
+    before = desk.woken
+    desk.service.act(ADA, record.id, "hold")
+    desk.service.change(ADA, record.id, ChangeRequest(priority="low"))
+    desk.service.put_window(
+        ROOT, "night", WindowRequest(days="daily", start="22:00", end="07:00", timezone="UTC")
+    )
+    desk.store.add_user("ada", "user", "0" * 64)
+    desk.service.put_quota(ROOT, "ada", QuotaRequest())
+    assert desk.woken == before + 4
+
+
+def test_a_rule_that_only_a_newer_version_knows_is_left_out(desk: Desk) -> None:
+    desk.store.put_setting("window:odd", {"phase": "full moon"})
+    desk.store.put_setting("colour:ada", "green")
+    assert desk.service.windows(ADA) == []
+    assert desk.service.quotas(ADA) == []

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
 from head.fakes import GIB, Lab
+from superpipe_cluster.errors import StartFailed
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.interface import Worker
-from superpipe_cluster.head.tick import SILENCE_LIMIT_S
-from superpipe_cluster.lifecycle.events import StopAsked
+from superpipe_cluster.execution.layout import JobFolder
+from superpipe_cluster.head.care import SILENCE_LIMIT_S
+from superpipe_cluster.head.tick import Drain
+from superpipe_cluster.lifecycle.events import PauseAsked, StopAsked
 from superpipe_cluster.store.writes import advance
 
 
@@ -236,9 +240,9 @@ def test_use_is_charged_at_the_end(lab: Lab) -> None:
     lab.run(job)
     lab.clock.now_s += 10
     lab.end(job)
-    assert lab.store.usage() == {"ada": 2 * GIB * 10.0}
+    assert lab.get(job).used_byte_s == 2 * GIB * 10.0
     lab.end(job)  # told again, because the answer got lost
-    assert lab.store.usage() == {"ada": 2 * GIB * 10.0}
+    assert lab.get(job).used_byte_s == 2 * GIB * 10.0
 
 
 def test_progress_that_is_nonsense_does_not_keep_the_worker_from_being_heard(lab: Lab) -> None:
@@ -246,3 +250,69 @@ def test_progress_that_is_nonsense_does_not_keep_the_worker_from_being_heard(lab
     lab.tick.run()
     lab.tell(job, running=True, step="three")
     assert lab.state(job) == "RUNNING"
+
+
+def test_draining_to_the_end_lets_jobs_finish_and_sends_those_home_that_stand_still(lab: Lab) -> None:
+    running, paused, waiting = lab.submit(gib=4), lab.submit(gib=4), lab.submit(gib=8)
+    lab.run(running)
+    lab.tell(paused, running=True)
+    advance(lab.store, paused.id, PauseAsked())
+    lab.tell(paused, paused=True)
+    lab.tick.drain(Drain.FINISH)
+    assert len(lab.tick.run()) == 2
+    assert lab.tell(running).stop is None
+    assert lab.tell(paused).stop == "preempted"
+    lab.end(paused, "preempted")
+    lab.end(running)
+    assert lab.tick.run() == []
+    assert [lab.state(job) for job in (running, paused, waiting)] == ["SUCCEEDED", "QUEUED", "QUEUED"]
+    lab.tick.drain(None)
+    lab.tick.run()
+    assert lab.state(paused) == "STARTING"
+
+
+def test_watching_looks_after_workers_and_starts_nobody(lab: Lab) -> None:
+    job = lab.submit()
+    assert not lab.tick.watch()
+    assert lab.state(job) == "QUEUED"
+    lab.run(job)
+    assert not lab.tick.watch()
+    lab.executor.workers.clear()
+    assert lab.tick.watch()
+    assert lab.state(job) == "QUEUED"
+
+
+def test_what_others_hold_of_a_device_is_not_given_away(lab: Lab) -> None:
+    lab.foreign_bytes["cpu:0"] = 5 * GIB
+    job = lab.submit(gib=6)
+    lab.tick.run()
+    assert lab.state(job) == "QUEUED"
+    lab.foreign_bytes["cpu:0"] = 1 * GIB
+    assert lab.tick.watch()
+    lab.tick.run()
+    assert lab.state(job) == "STARTING"
+
+
+def test_a_full_disk_costs_no_job_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = lab.submit()
+
+    def full(self: Attempt, folder: JobFolder) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Attempt, "write", full)
+        for _ in range(2):
+            with pytest.raises(StartFailed, match="No space left"):
+                lab.tick.run()
+    assert lab.state(job) == "STARTING"
+    lab.tick.run()
+    assert (lab.executor.started, lab.get(job).attempt) == ([Worker(job.id, 1)], 1)
+
+
+def test_settings_of_admins_are_followed_and_nonsense_among_them_is_not(lab: Lab) -> None:
+    lab.store.put_setting("quota:ada", {"limit_bytes": 3 * GIB})
+    lab.store.put_setting("quota:bob", {"limit_bytes": 1, "of_a_newer_version": 2})
+    lab.store.put_setting("window:broken", {"days": "never"})
+    first, second = lab.submit(gib=2), lab.submit(gib=2)
+    lab.tick.run()
+    assert (lab.state(first), lab.state(second), lab.get(second).reason) == ("STARTING", "QUEUED", "Quota")

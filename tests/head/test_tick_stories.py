@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from head.fakes import GIB, Lab
 from superpipe_cluster.errors import Conflict
-from superpipe_cluster.execution.interface import Worker
+from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.interface import Orders, Worker
 from superpipe_cluster.lifecycle.events import StopAsked
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.store.writes import advance
@@ -28,14 +29,23 @@ class Stories(RuleBasedStateMachine):
         self.jobs: list[JobRecord] = []
         self.ended: dict[str, str] = {}
         self.begun: dict[Worker, int] = {}
+        #: What the programs really hold, and what each worker was told last.
+        self.held: dict[Worker, int] = {}
+        self.orders: dict[Worker, Orders] = {}
 
     def teardown(self) -> None:
         self._finish_everything()
         self.folder.cleanup()
 
-    @rule(gib=st.integers(1, CAPACITY_GIB), priority=st.integers(-1, 1))
-    def submit(self, gib: int, priority: int) -> None:
-        self.jobs.append(self.lab.submit(gib=gib, priority=priority))
+    @rule(
+        gib=st.sampled_from([1, 2, 3, 4, 6, 9]), more=st.sampled_from([9, 4, 0]), priority=st.integers(-1, 1)
+    )
+    def submit(self, gib: int, more: int, priority: int) -> None:
+        most = min(gib + more, CAPACITY_GIB) * GIB
+        curve = tuple((size * GIB, 12.0 / size, GIB // size) for size in range(1, CAPACITY_GIB + 1))
+        self.jobs.append(
+            self.lab.submit(gib=gib, budget_max_bytes=most, priority=priority, curve=curve, steps=1000)
+        )
 
     @rule()
     def tick(self) -> None:
@@ -48,20 +58,62 @@ class Stories(RuleBasedStateMachine):
     @rule(pick=st.randoms(use_true_random=False))
     @precondition(lambda self: self.lab.executor.workers)
     def program_begins(self, pick) -> None:  # type: ignore[no-untyped-def]
-        worker = pick.choice(sorted(self.lab.executor.workers))
+        self._begin(pick.choice(sorted(self.lab.executor.workers)))
+
+    @rule()
+    def a_calm_moment(self) -> None:
+        self.lab.tick.run()
+        for worker in sorted(self.lab.executor.workers):
+            self._begin(worker)
+        self.lab.tick.run()
+
+    def _begin(self, worker: Worker) -> None:
         self.begun[worker] = self.lab.executor.started.count(worker)
-        self.lab.reports.take(*worker, {"progress": {"running": True}, "end": None})
+        if worker not in self.held:
+            attempt = Attempt.read(self.lab.home.job(worker.job_id).attempt)
+            if attempt.epoch == worker.epoch:
+                self.held[worker] = attempt.budget_bytes
+        self._tell(worker, running=True, k=1, step_s=1.0)
+
+    @rule(refuses=st.booleans(), is_heard=st.booleans())
+    @precondition(lambda self: any(record.budget_asked_bytes for record in self.lab.store.list_jobs()))
+    def programs_are_at_a_boundary(self, refuses: bool, is_heard: bool) -> None:
+        for worker in sorted(self.held):
+            self._tell(worker)
+            orders = self.orders[worker]
+            if orders.budget_bytes is None:
+                continue
+            if not refuses:
+                self.held[worker] = orders.budget_bytes
+            if is_heard:
+                self._tell(
+                    worker,
+                    budget_bytes=self.held[worker],
+                    budget_revision=orders.budget_revision,
+                    budget_refused="not now" if refuses else None,
+                )
+
+    @rule(seconds=st.sampled_from([1, 31, 59]))
+    def time_passes(self, seconds: int) -> None:
+        self.lab.clock.now_s += seconds
+        for worker in sorted(self.held):
+            self._tell(worker)
+        self.lab.tick.run()
+        for worker in sorted(self.held):
+            self._tell(worker)
 
     @rule(pick=st.randoms(use_true_random=False), reason=st.sampled_from(["ok", "error", "worker_lost"]))
     @precondition(lambda self: self.lab.executor.workers)
     def program_ends(self, pick, reason: str) -> None:  # type: ignore[no-untyped-def]
         worker = pick.choice(sorted(self.lab.executor.workers))
+        self.held.pop(worker, None)
         self.lab.reports.take(*worker, {"progress": {}, "end": {"reason": reason}})
 
     @rule(pick=st.randoms(use_true_random=False))
     @precondition(lambda self: self.lab.executor.workers)
     def actor_dies(self, pick) -> None:  # type: ignore[no-untyped-def]
         self.lab.executor.kill(pick.choice(sorted(self.lab.executor.workers)))
+        self._bury()
 
     @rule(pick=st.randoms(use_true_random=False))
     @precondition(lambda self: self.jobs)
@@ -81,9 +133,14 @@ class Stories(RuleBasedStateMachine):
     @invariant()
     def promises_fit_the_device(self) -> None:
         held = sum(
-            record.budget_bytes or 0 for record in self.lab.store.list_jobs() if record.state.holds_device
+            record.promised_bytes for record in self.lab.store.list_jobs() if record.state.holds_device
         )
         assert held <= CAPACITY_GIB * GIB
+
+    @invariant()
+    def what_is_really_held_fits_the_device(self) -> None:
+        self._bury()
+        assert sum(self.held.values()) <= CAPACITY_GIB * GIB
 
     @invariant()
     def a_job_that_has_ended_stays_as_it_ended(self) -> None:
@@ -97,6 +154,17 @@ class Stories(RuleBasedStateMachine):
     def an_attempt_that_was_heard_of_is_not_started_again(self) -> None:
         for worker, starts in self.begun.items():
             assert self.lab.executor.started.count(worker) == starts
+
+    def _tell(self, worker: Worker, **progress: object) -> None:
+        self.orders[worker] = self.lab.reports.take(*worker, {"progress": progress, "end": None})
+
+    def _bury(self) -> None:
+        """A program ends with its actor, and one whose epoch is over at its next report."""
+        self.held = {
+            worker: held_bytes
+            for worker, held_bytes in self.held.items()
+            if worker in self.lab.executor.workers and not self.orders[worker].stale
+        }
 
     def _finish_everything(self) -> None:
         """Whatever has happened: when programs end, every job does, and no worker is left."""

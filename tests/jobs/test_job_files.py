@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from command_lines import parse_line
 from superpipe_cluster import bundled, spec
+from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.layout import JobFolder
+from superpipe_cluster.execution.supervisor import Supervisor
+from superpipe_cluster.machine import parse_device
 from superpipe_cluster.planning import Plan, plan_job
 from superpipe_cluster.spec import ByteRange, JobSpec
 from superpipe_cluster.spec.units import parse_bytes
@@ -60,10 +66,9 @@ def plans() -> dict[str, Plan]:
 
 def plan(job: JobSpec, by_name: dict[str, JobSpec]) -> Plan:
     """As the head does it: a model that another job is to make is planned as that job's own."""
-    assert job.model is not None
-    if job.model.source_job is not None:
+    if job.model is not None and job.model.source_job is not None:
         job = job.model_copy(update={"model": by_name[job.model.source_job].model})
-    planned = plan_job(job, bundled.worker_path(job.worker), cuda=True)
+    planned = plan_job(job, job.own_program or bundled.worker_path(job.worker), cuda=True)
     assert planned is not None
     return planned
 
@@ -73,7 +78,8 @@ class TestEachFile:
     def test_it_loads_without_mistakes_and_names_a_worker(self, name: str) -> None:
         job = spec.load(BUNDLED[name].path)
         job.local_files()
-        assert job.worker in bundled.workers()
+        # A program of its own lies beside it, and travels with it.
+        assert job.worker in bundled.workers() or job.own_program == BUNDLED[name].path.with_suffix(".py")
 
     def test_it_starts_with_what_it_is(self, name: str) -> None:
         header = Header.read(name)
@@ -89,7 +95,7 @@ class TestEachFile:
     def test_jobs_that_it_builds_on_come_along_too(self, name: str) -> None:
         job = spec.load(BUNDLED[name].path)
         others = {spec.load(other.path).name for other in BUNDLED.values()}
-        assert set(job.after) <= others
+        assert set(job.after.all) <= others
         if job.model is not None and job.model.source_job is not None:
             assert job.model.source_job in others
             assert f"`{job.model.source_job}`" in Header.read(name).facts["needs"]
@@ -129,3 +135,52 @@ def test_train_says_truly_what_it_saves(plans: dict[str, Plan]) -> None:
     assert guaranteed("train", plans["train"], gpu=True) < plans["train"].whole_bytes / 3
     assert "1.2-billion-parameter" in BUNDLED["train"].description
     assert round(plans["train"].model_bytes / 4 / 1e9, 1) == 1.2
+
+
+# ---- what the examples of the queue show ---------------------------------------------------------------
+
+
+def test_the_night_job_gives_way_by_day_and_never_gets_too_slow() -> None:
+    job = spec.load(BUNDLED["train_nights"].path)
+    assert (job.priority, job.schedule.window, job.schedule.at_end) == ("low", "nights", "shrink")
+    assert (job.elastic.shrink, job.elastic.grow) == (True, True)
+    assert job.elastic.max_slowdown == 3.0
+    made = [
+        line
+        for line in BUNDLED["train_nights"].path.read_text().splitlines()
+        if "spcluster windows set" in line
+    ]
+    typed = parse_line(made[0].removeprefix("#").strip())
+    assert typed.params["name"] == job.schedule.window
+
+
+def test_the_sweep_has_a_learning_rate_for_every_task() -> None:
+    job = spec.load(BUNDLED["sweep"].path)
+    assert job.array is not None
+    assert job.array.indices == tuple(range(len(job.params["lr"])))
+    assert job.array.limit == 2
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_a_task_of_the_sweep_runs_with_its_own_learning_rate(tmp_path: Path, index: int) -> None:
+    job = spec.load(BUNDLED["sweep"].path)
+    task = job.model_copy(update={"params": {**job.params, "steps": 4}})
+    folder = JobFolder(tmp_path / "job")
+    folder.root.mkdir()
+    Attempt(
+        id="1",
+        attempt=1,
+        epoch=1,
+        job=spec.dump(task),
+        device=parse_device("cpu:1GiB@4GB/s"),
+        budget_bytes=4 * 2**20,
+        program=str(job.own_program),
+        output=str(folder.output),
+        array_index=index,
+    ).write(folder)
+    supervisor = Supervisor(folder.root)
+    supervisor.start()
+    end = supervisor.wait(100)
+    assert end is not None
+    assert end.reason == "ok", folder.log.read_text()
+    assert json.loads((folder.output / "result.json").read_text())["lr"] == job.params["lr"][index]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,37 @@ def test_processes_are_found_by_their_mark_and_ended(family: tuple[subprocess.Po
     assert set(processes.marked("SPCLUSTER_TEST_MARK", mark)) == {leader.pid, child}
     assert processes.end(lambda: processes.marked("SPCLUSTER_TEST_MARK", mark), grace_s=2) == []
     wait_until(lambda: leader.poll() is not None, "the leader has ended")
+
+
+def test_one_that_is_stopped_is_told_from_one_that_waits(
+    family: tuple[subprocess.Popen[bytes], int],
+) -> None:
+    _, child = family
+    assert not processes.is_stopped(child)
+    os.kill(child, signal.SIGSTOP)
+    wait_until(lambda: processes.is_stopped(child), "it stands still")
+    os.kill(child, signal.SIGCONT)
+    wait_until(lambda: not processes.is_stopped(child), "it goes on")
+    assert not processes.is_stopped(2**22 + 1)
+
+
+def test_a_process_lives_on_in_its_other_threads() -> None:
+    program = (
+        "import ctypes, threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print(flush=True)\n"
+        "ctypes.CDLL(None).pthread_exit(None)\n"
+    )
+    headless = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert headless.stdout is not None
+    headless.stdout.readline()
+    wait_until(lambda: is_zombie(headless.pid), "its first thread has ended")
+    assert processes.process(headless.pid) is not None
+    headless.kill()
+    wait_until(lambda: processes.process(headless.pid) is None, "it has gone")
+    headless.wait()
+    headless.stdout.close()
+
+
+def is_zombie(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"

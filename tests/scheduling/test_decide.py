@@ -2,46 +2,11 @@
 
 from __future__ import annotations
 
-from superpipe_cluster.lifecycle.record import JobRecord
+from scheduling.situations import NOW, decided, job, running, snapshot, starts, waits
 from superpipe_cluster.lifecycle.states import EndReason, JobState, WaitReason
-from superpipe_cluster.scheduling.decide import Cancel, Start, Wait, decide
-from superpipe_cluster.scheduling.snapshot import DeviceView, Snapshot
-
-
-def job(job_id: str, low: int = 1, high: int | None = None, **fields: object) -> JobRecord:
-    return JobRecord.model_validate(
-        {
-            "id": job_id,
-            "name": f"job-{job_id}",
-            "user": "ann",
-            "kind": "train",
-            "submitted_at": float(job_id),
-            "budget_min_bytes": low,
-            "budget_max_bytes": low if high is None else high,
-            **fields,
-        }
-    )
-
-
-def running(job_id: str, device: str, held: int, **fields: object) -> JobRecord:
-    return job(job_id, held, state="RUNNING", device=device, budget_bytes=held, **fields)
-
-
-def snapshot(*jobs: JobRecord, devices: dict[str, int] | None = None, host: int = 1000) -> Snapshot:
-    views = [DeviceView(name, size) for name, size in (devices or {"cpu:0": 10}).items()]
-    return Snapshot.of(jobs, views, host_usable_bytes=host, now=100.0)
-
-
-def starts(
-    *jobs: JobRecord, devices: dict[str, int] | None = None, host: int = 1000
-) -> dict[str, tuple[str, int]]:
-    decisions = decide(snapshot(*jobs, devices=devices, host=host))
-    return {one.job_id: (one.device, one.budget_bytes) for one in decisions if isinstance(one, Start)}
-
-
-def waits(*jobs: JobRecord, devices: dict[str, int] | None = None, host: int = 1000) -> dict[str, WaitReason]:
-    decisions = decide(snapshot(*jobs, devices=devices, host=host))
-    return {one.job_id: one.reason for one in decisions if isinstance(one, Wait)}
+from superpipe_cluster.scheduling.decide import decide
+from superpipe_cluster.scheduling.decisions import Cancel, Start, Wait
+from superpipe_cluster.scheduling.snapshot import Snapshot
 
 
 def test_a_job_gets_what_it_wants_where_there_is_enough() -> None:
@@ -66,12 +31,14 @@ def test_priority_then_age_and_a_number_is_a_number() -> None:
     old, urgent = job("1", 7), job("2", 7, priority=1)
     assert starts(old, urgent) == {"2": ("cpu:0", 7)}
     assert waits(old, urgent) == {"1": WaitReason.RESOURCES}
-    same_moment = [job("10", 7, submitted_at=5.0), job("9", 7, submitted_at=5.0)]
+    same_moment = [job("10", 7, submitted_at=NOW), job("9", 7, submitted_at=NOW)]
     assert starts(*same_moment) == {"9": ("cpu:0", 7)}
 
 
 def test_a_requeued_job_keeps_its_place() -> None:
-    assert starts(job("1", 7, queued_at=99.0, attempt=1), job("2", 7, queued_at=2.0)) == {"1": ("cpu:0", 7)}
+    assert starts(job("1", 7, queued_at=NOW - 1, attempt=1), job("2", 7, queued_at=NOW - 90)) == {
+        "1": ("cpu:0", 7)
+    }
 
 
 def test_nothing_overtakes_a_job_on_a_device_it_could_use() -> None:
@@ -93,7 +60,7 @@ def test_a_device_too_small_for_the_first_is_open_to_the_others() -> None:
 def test_a_job_that_fits_no_device_holds_nobody_up() -> None:
     situation = [job("1", 11), job("2", 10)]
     assert starts(*situation) == {"2": ("cpu:0", 10)}
-    (wait,) = [one for one in decide(snapshot(*situation)) if isinstance(one, Wait)]
+    (wait,) = [one for one in decided(*situation) if isinstance(one, Wait)]
     assert wait.reason is WaitReason.RESOURCES
     assert "largest device" in wait.message
 

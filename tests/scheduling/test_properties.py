@@ -2,153 +2,267 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superpipe_cluster.lifecycle.events import Exited, Placed
+from scheduling.situations import NOW, job
+from scheduling.worlds import DEVICES, NIGHT, World, floor_of, queued_jobs, worlds
+from superpipe_cluster.lifecycle.events import Exited, Started
 from superpipe_cluster.lifecycle.record import JobRecord
-from superpipe_cluster.lifecycle.states import JobState
-from superpipe_cluster.lifecycle.step import step
-from superpipe_cluster.scheduling.decide import Start, Wait, decide
+from superpipe_cluster.lifecycle.states import JobState, WaitReason
+from superpipe_cluster.scheduling.decide import decide
+from superpipe_cluster.scheduling.decisions import Pause, Preempt, Resize, Resume, Start, Wait
 from superpipe_cluster.scheduling.order import in_line
-from superpipe_cluster.scheduling.snapshot import DeviceView, Snapshot
+from superpipe_cluster.scheduling.snapshot import DeviceView
+from superpipe_cluster.scheduling.usage import decayed
 
-SIZES = st.integers(1, 12)
-DEVICES = st.lists(SIZES, min_size=1, max_size=3).map(
-    lambda sizes: [DeviceView(f"cpu:{number}", size) for number, size in enumerate(sizes)]
-)
-
-
-@st.composite
-def queued_jobs(draw: st.DrawFn, first_id: int = 1, most: int = 8) -> list[JobRecord]:
-    jobs: list[JobRecord] = []
-    for number in range(first_id, first_id + draw(st.integers(0, most))):
-        low = draw(SIZES)
-        jobs.append(
-            JobRecord(
-                id=str(number),
-                name=f"job-{number}",
-                user="ann",
-                kind="train",
-                state=draw(st.sampled_from([JobState.QUEUED] * 5 + [JobState.HELD])),
-                priority=draw(st.integers(-1, 1)),
-                submitted_at=float(draw(st.integers(1, 3))),
-                budget_min_bytes=low,
-                budget_max_bytes=low + draw(st.integers(0, 12)),
-                host_bytes=draw(st.integers(0, 6)),
-                after=tuple(str(draw(st.integers(1, number))) for _ in range(draw(st.integers(0, 6)) == 0)),
-            )
-        )
-    return jobs
+MANY = settings(max_examples=400, deadline=None)
+SOME = settings(max_examples=100, deadline=None)
 
 
-@st.composite
-def clusters(draw: st.DrawFn) -> Snapshot:
-    """A queue in front of devices on which some jobs run already, and some have ended."""
-    devices = draw(DEVICES)
-    free = {device.id: device.capacity_bytes for device in devices}
-    jobs: list[JobRecord] = []
-    for one in draw(queued_jobs()):
-        fate = draw(st.sampled_from(["queued", "queued", "running", "ended"]))
-        device = draw(st.sampled_from(sorted(free)))
-        if fate == "running" and free[device] >= one.budget_min_bytes:
-            budget = draw(st.integers(one.budget_min_bytes, min(free[device], one.budget_max_bytes)))
-            free[device] -= budget
-            held = {"state": JobState.RUNNING, "device": device, "budget_bytes": budget}
-            jobs.append(one.model_copy(update=held))
-        elif fate == "ended":
-            end = draw(st.sampled_from([JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]))
-            jobs.append(one.model_copy(update={"state": end}))
-        else:
-            jobs.append(one)
-    promised = sum(job.host_bytes for job in jobs if job.state.holds_device)
-    return Snapshot.of(jobs, devices, host_usable_bytes=promised + draw(st.integers(0, 12)), now=9.0)
-
-
-@given(clusters())
-def test_no_byte_is_promised_twice(snapshot: Snapshot) -> None:
-    starts = [one for one in decide(snapshot) if isinstance(one, Start)]
-    wanted = {job.id: job for job in snapshot.jobs}
-    for device in snapshot.devices:
-        given_now = sum(start.budget_bytes for start in starts if start.device == device.id)
-        assert snapshot.used_bytes(device.id) + given_now <= device.capacity_bytes
-    assert sum(wanted[start.job_id].host_bytes for start in starts) <= snapshot.host_free_bytes
-    for start in starts:
-        job = wanted[start.job_id]
-        assert job.budget_min_bytes <= start.budget_bytes <= job.budget_max_bytes
-
-
-@given(clusters())
-def test_every_waiting_job_gets_one_decision_and_every_wait_a_reason(snapshot: Snapshot) -> None:
-    decisions = decide(snapshot)
-    waiting = [job.id for job in snapshot.jobs if job.state.is_waiting]
-    assert sorted(one.job_id for one in decisions) == sorted(waiting)
-    assert all(one.message for one in decisions if isinstance(one, Wait))
-
-
-@given(clusters(), st.randoms(use_true_random=False))
-def test_the_same_cluster_gets_the_same_decisions_in_whatever_order_it_is_listed(
-    snapshot: Snapshot, shuffler: random.Random
+@MANY
+@given(worlds(), st.randoms(use_true_random=False))
+def test_no_byte_is_promised_twice_whenever_acknowledgements_arrive(
+    world: World, luck: random.Random
 ) -> None:
+    """`worlds` checks at every moment of its life; this goes on for a while."""
+    for _ in range(6):
+        world.decide()
+        world.check()
+        for record in list(world.records.values()):
+            if luck.random() < 0.5:
+                world.answer(record.id)
+                world.check()
+        world.now += luck.choice([1.0, 31.0])
+
+
+@MANY
+@given(worlds())
+def test_every_waiting_job_gets_one_decision_and_every_wait_a_reason(world: World) -> None:
+    decisions = decide(world.snapshot())
+    waiting = [one.id for one in world.records.values() if one.state.is_waiting]
+    theirs = [one for one in decisions if not isinstance(one, Resize | Preempt | Pause | Resume)]
+    assert sorted(one.job_id for one in theirs) == sorted(waiting)
+    assert all(one.message for one in theirs if isinstance(one, Wait))
+
+
+@MANY
+@given(worlds())
+def test_running_jobs_are_asked_within_reason(world: World) -> None:
+    asked: set[tuple[str, type]] = set()
+    for one in decide(world.snapshot()):
+        record = world.records[one.job_id]
+        if isinstance(one, Resize | Preempt):
+            assert (one.job_id, Resize) not in asked
+            asked.add((one.job_id, Resize))
+            assert one.why
+        if isinstance(one, Resize):
+            assert record.state in (JobState.RUNNING, JobState.PAUSED)
+            assert record.budget_asked_bytes is None, "one ask at a time"
+            assert one.budget_bytes != record.budget_bytes
+            if one.budget_bytes < record.promised_bytes:
+                assert record.may_shrink
+                assert one.budget_bytes >= min(floor_of(record), record.promised_bytes)
+            else:
+                assert record.may_grow or one.budget_bytes <= record.budget_min_bytes
+                assert one.budget_bytes <= max(record.budget_max_bytes, record.budget_min_bytes)
+        if isinstance(one, Preempt):
+            assert record.stop_asked is None
+            if one.for_job is not None:
+                assert record.started_at is not None
+                assert world.now - record.started_at >= 600.0
+                assert world.records[one.for_job].priority >= record.priority
+        if isinstance(one, Start):
+            assert record.budget_min_bytes <= one.budget_bytes <= record.budget_max_bytes
+
+
+@SOME
+@given(worlds(), st.randoms(use_true_random=False))
+def test_the_same_cluster_gets_the_same_decisions_in_whatever_order_it_is_listed(
+    world: World, shuffler: random.Random
+) -> None:
+    snapshot = world.snapshot()
+    before = copy.deepcopy(snapshot)
+    first = decide(snapshot)
+    assert decide(snapshot) == first
+    assert snapshot == before
     jobs, devices = list(snapshot.jobs), list(snapshot.devices)
     shuffler.shuffle(jobs)
     shuffler.shuffle(devices)
-    shuffled = Snapshot(snapshot.now, tuple(jobs), tuple(devices), snapshot.host_free_bytes)
-    assert sorted(decide(snapshot), key=str) == sorted(decide(shuffled), key=str)
+    shuffled = replace(snapshot, jobs=tuple(jobs), devices=tuple(devices))
+    assert sorted(decide(shuffled), key=str) == sorted(first, key=str)
 
 
-@given(clusters())
-def test_nobody_takes_bytes_that_somebody_ahead_of_them_waits_for(snapshot: Snapshot) -> None:
-    decisions = {one.job_id: one for one in decide(snapshot)}
-    usable = snapshot.host_usable_bytes()
-    largest = max(device.capacity_bytes for device in snapshot.devices)
-    capacity = {device.id: device.capacity_bytes for device in snapshot.devices}
-    waiting: list[JobRecord] = []
-    for job in in_line(snapshot.jobs):
-        decision = decisions[job.id]
-        if isinstance(decision, Start):
-            assert all(ahead.budget_min_bytes > capacity[decision.device] for ahead in waiting)
-        elif (
-            isinstance(decision, Wait)
-            and decision.reason in ("Resources", "Priority", "HostMemory")
-            and job.budget_min_bytes <= largest
-            and job.host_bytes <= usable
-        ):
-            waiting.append(job)
+@MANY
+@given(worlds())
+def test_the_first_in_line_does_not_wait_for_what_is_free(world: World) -> None:
+    """Work conservation: with nobody ahead, a job that fits starts."""
+    snapshot = world.snapshot()
+    decisions = decide(snapshot)
+    by_job = {one.job_id: one for one in decisions if isinstance(one, Start | Wait)}
+    for one in decisions:
+        world.apply(one)
+    free = {
+        device.id: device.capacity_bytes - world.snapshot().used_bytes(device.id) for device in world.devices
+    }
+    host = world.snapshot().host_free_bytes
+    in_front = [
+        one
+        for one in in_line(
+            [one for one in snapshot.jobs if one.state is JobState.QUEUED], [], snapshot
+        ).first_first()
+        if isinstance(wait := by_job.get(one.id), Wait)
+        and wait.reason in (WaitReason.RESOURCES, WaitReason.PRIORITY, WaitReason.HOST_MEMORY)
+    ]
+    raised = any(one.budget_min_bytes > one.promised_bytes for one in world.holding())
+    if len(in_front) != 1 or raised:
+        return
+    (first,) = in_front
+    kept = 0 if first.priority == 2 else 2  # of an interactive floor
+    if not first.link_min_bytes_per_s:
+        assert first.host_bytes > host or all(size - kept < first.budget_min_bytes for size in free.values())
 
 
-@settings(max_examples=60, deadline=None)
+@SOME
+@given(worlds())
+def test_decisions_come_to_rest(world: World) -> None:
+    """Carried out and answered at once, they soon change nothing any more: nothing grows and shrinks for ever."""
+    for record in list(world.records.values()):
+        world.records[record.id] = record.model_copy(update={"time_limit_s": None})
+    asked: dict[str, list[int]] = {}
+    for _ in range(25):
+        decisions = world.decide()
+        for one in decisions:
+            if isinstance(one, Resize):
+                asked.setdefault(one.job_id, []).append(one.budget_bytes)
+        for record in list(world.records.values()):
+            world.answer(record.id)
+        world.now += 31.0
+    assert all(isinstance(one, Wait) for one in decisions), decisions
+    assert all(len(budgets) <= 10 for budgets in asked.values())
+
+
+# ---- nobody is delayed, nobody starves ----------------------------------------------------------------
+
+
+def _rigid(number: int, size: int, seconds: int, host: int) -> JobRecord:
+    """A job that always takes as many bytes, and as many seconds as it says."""
+    return job(
+        str(number),
+        size,
+        steps=seconds,
+        curve=((size, 1.0, 0),),
+        may_shrink=False,
+        host_bytes=host,
+        user="cid",
+    ).model_copy(update={"submitted_at": NOW + number / 1000})
+
+
+def _run(devices: list[DeviceView], jobs: list[JobRecord], usable: int) -> dict[str, float]:
+    """When each job starts, if each ends exactly when it says."""
+    world = World.of(devices, jobs, host_usable_bytes=usable, wall=NIGHT)
+    ends: dict[str, float] = {}
+    for _ in range(200):
+        for job_id in [job_id for job_id, at in ends.items() if at <= world.now]:
+            del ends[job_id]
+            world.happen(job_id, Exited(reason="ok"))
+        for record in world.holding():
+            done = int(world.now - world.placed[record.id])
+            world.records[record.id] = record.model_copy(update={"step": done, "step_s": 1.0})
+        for one in world.decide():
+            if isinstance(one, Start):
+                world.happen(one.job_id, Started())
+                ends[one.job_id] = world.now + (world.records[one.job_id].steps or 0)
+        if not any(one.state is JobState.QUEUED for one in world.records.values()):
+            break
+        world.now = min(ends.values(), default=world.now + 1.0)
+    return world.placed
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(4, 10), min_size=1, max_size=2),
+    st.lists(st.tuples(st.integers(1, 8), st.integers(1, 30), st.integers(0, 4)), min_size=2, max_size=12),
+)
+def test_the_first_in_line_is_not_delayed_by_those_behind_it(
+    sizes: list[int], drawn: list[tuple[int, int, int]]
+) -> None:
+    devices = [DeviceView(f"cpu:{number}", size) for number, size in enumerate(sizes)]
+    usable = 8
+    jobs = [
+        _rigid(number, min(size, max(sizes)), seconds, host)
+        for number, (size, seconds, host) in enumerate(drawn, 1)
+    ]
+    # One user, one class: in line by age.
+    world = World.of(devices, jobs, host_usable_bytes=usable, wall=NIGHT)
+    at_once = {one.job_id for one in world.decide() if isinstance(one, Start)}
+    first = next((number for number, one in enumerate(jobs) if one.id not in at_once), None)
+    if first is None:
+        return
+    with_all = _run(devices, jobs, usable)
+    without_those_behind = _run(devices, jobs[: first + 1], usable)
+    assert with_all[jobs[first].id] <= without_those_behind[jobs[first].id]
+    assert len(with_all) == len(jobs), "everybody starts at last"
+
+
+@SOME
 @given(DEVICES, queued_jobs(), st.data())
 def test_a_job_that_fits_an_empty_cluster_is_never_starved_by_later_ones(
-    devices: list[DeviceView], jobs: list[JobRecord], data: st.DataObject
+    devices: tuple[DeviceView, ...], jobs: list[JobRecord], data: st.DataObject
 ) -> None:
     """Small jobs of the same priority keep arriving, and each outlives the arrival of the next."""
-    usable = 8
     largest = max(device.capacity_bytes for device in devices)
     patient = JobRecord(
-        id="1000", name="patient", user="ann", kind="train", submitted_at=4.0, priority=-1,
+        id="1000", name="patient", user="cid", kind="train", submitted_at=NOW - 0.5, priority=-1,
         budget_min_bytes=data.draw(st.integers((largest + 1) // 2, largest)), budget_max_bytes=largest,
-        host_bytes=data.draw(st.integers(0, usable)),
+        host_bytes=data.draw(st.integers(0, 8)),
     )  # fmt: skip
-    records = {job.id: job.model_copy(update={"after": ()}) for job in [*jobs, patient]}
+    plain = [one.model_copy(update={"after": (), "window": None, "may_shrink": False}) for one in jobs]
+    world = World.of(devices, [*plain, patient], host_usable_bytes=8, wall=NIGHT)
     lifetime = data.draw(st.integers(2, 4), label="lifetime")
     ends_at: dict[str, int] = {}
-    for tick in range(100):
+    for tick in range(120):
         for ended in [job_id for job_id, end in ends_at.items() if end == tick]:
-            records[ended] = step(records[ended], Exited(reason="ok"), float(tick))
-        snapshot = Snapshot.of(list(records.values()), devices, host_usable_bytes=usable, now=float(tick))
-        for start in decide(snapshot):
+            del ends_at[ended]
+            world.happen(ended, Exited(reason="ok"))
+        for start in world.decide():
             if isinstance(start, Start):
-                placed = Placed(device=start.device, budget_bytes=start.budget_bytes)
-                records[start.job_id] = step(records[start.job_id], placed, float(tick))
                 ends_at[start.job_id] = tick + lifetime
         if patient.id in ends_at:
             return
+        world.now += 1.0
         later = str(2000 + tick)
-        records[later] = JobRecord(
-            id=later, name="later", user="bob", kind="train", submitted_at=5.0 + tick, priority=-1,
+        world.records[later] = JobRecord(
+            id=later, name="later", user="cid", kind="train", submitted_at=world.now, priority=-1,
             budget_min_bytes=1, budget_max_bytes=12,
         )  # fmt: skip
+    raise AssertionError("it never started")
+
+
+@SOME
+@given(st.integers(1, 4), st.integers(1, 4), st.floats(0.0, 1e9))
+def test_a_flood_of_one_user_does_not_keep_out_another(size: int, lifetime: int, used: float) -> None:
+    """With a hundred jobs ahead of them by age, whoever has used less is next."""
+    world = World.of(
+        [DeviceView("cpu:0", 4)], [job(str(n), size, user="bob") for n in range(1, 101)], wall=NIGHT
+    )
+    world.records["500"] = job("500", 4, user="cid")
+    ends_at: dict[str, int] = {}
+    for tick in range(3 * lifetime):
+        for ended in [job_id for job_id, end in ends_at.items() if end == tick]:
+            del ends_at[ended]
+            world.happen(ended, Exited(reason="ok"))
+        usage = decayed(world.records.values(), world.now, 7 * 86_400.0)
+        snapshot = replace(world.snapshot(), usage={**usage, "bob": usage.get("bob", 0.0) + used})
+        for one in decide(snapshot):
+            world.apply(one)
+            if isinstance(one, Start):
+                ends_at[one.job_id] = tick + lifetime
+        if "500" in ends_at:
+            return
+        world.now += 1.0
     raise AssertionError("it never started")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -33,6 +34,12 @@ amounts = st.floats(1e-12, 1e12)
 sizes = st.integers(1, units.MAX_BYTES)
 ranges = st.tuples(sizes, sizes).map(lambda ends: str(spec.ByteRange(min(ends), max(ends))))
 durations = st.floats(1e-6, 1e9).map(units.spell_duration) | st.sampled_from(["8h", "90m", "1d 2h 3m 4s"])
+moments = st.datetimes(
+    datetime(2000, 1, 2),  # noqa: DTZ001 - bounds are without a zone here
+    datetime(2998, 1, 1),  # noqa: DTZ001
+    timezones=st.just(UTC) | st.just(timezone(timedelta(hours=-5))),
+).map(units.spell_moment)
+arrays = st.sets(st.integers(0, 99), min_size=1).map(lambda found: str(spec.ArrayRange(tuple(sorted(found)))))
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | words,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
@@ -65,8 +72,27 @@ optional = {
         {}, optional={"k": st.none() | counts, "policy": st.sampled_from(["optimal", "whole"])}
     ),
     "output": st.none() | words,
-    "after": st.lists(words, max_size=3),
-    "priority": st.sampled_from(["low", "normal", "high"]),
+    "elastic": st.fixed_dictionaries(
+        {},
+        optional={
+            "shrink": st.booleans(),
+            "grow": st.booleans(),
+            "max_slowdown": st.none() | st.floats(1, 1e6),
+        },
+    ),
+    "schedule": st.fixed_dictionaries(
+        {},
+        optional={
+            "window": st.none() | st.from_regex(r"[a-z0-9][a-z0-9._-]{0,62}", fullmatch=True),
+            "at_end": st.sampled_from(["shrink", "pause", "requeue"]),
+            "not_before": st.none() | moments,
+        },
+    ),
+    "after": words
+    | st.lists(words, max_size=3)
+    | st.fixed_dictionaries({}, optional={"ok": words | st.lists(words, max_size=3), "any": st.lists(words)}),
+    "array": st.none() | arrays,
+    "priority": st.sampled_from(["low", "normal", "high", "interactive"]),
     "time_limit": st.none() | durations,
     "max_attempts": counts,
     "env": st.dictionaries(
@@ -128,6 +154,9 @@ _NAMES = [
     "resources",
     "env",
     "after",
+    "elastic",
+    "schedule",
+    "array",
     "worker",
     "files",
 ]
@@ -233,6 +262,22 @@ def test_the_schema_is_valid_and_describes_every_field() -> None:
         ({"train": {"steps": 0}}, False),
         ({"train": {"stepz": 5}}, False),
         ({"kind": "dream"}, False),
+        ({"elastic": {"max_slowdown": 1.5, "shrink": False}}, True),
+        ({"elastic": {"max_slowdown": 0.5}}, False),
+        ({"elastic": {"shrink": "yes"}}, False),
+        ({"schedule": {"not_before": "2026-11-22T22:00", "window": "nights", "at_end": "pause"}}, True),
+        ({"schedule": {"not_before": "2026-11-22"}}, False),
+        ({"schedule": {"not_before": "22:00"}}, False),
+        ({"schedule": {"window": "No Name"}}, False),
+        ({"schedule": {"at_end": "stop"}}, False),
+        ({"after": {"ok": "first", "any": ["12"]}}, True),
+        ({"after": "first"}, True),
+        ({"after": {"okay": "first"}}, False),
+        ({"after": [1]}, False),
+        ({"array": "1,3,5-9%2"}, True),
+        ({"array": "16"}, False),
+        ({"priority": "interactive"}, True),
+        ({"priority": "urgent"}, False),
     ],
 )
 def test_the_schema_says_what_the_parser_does(change: dict[str, Any], valid: bool) -> None:

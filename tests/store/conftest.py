@@ -17,6 +17,7 @@ import redis
 
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.store import embedded, keys
+from superpipe_cluster.store.cached_store import CachedStore
 from superpipe_cluster.store.embedded import EmbeddedRedis
 from superpipe_cluster.store.interface import JobStore
 from superpipe_cluster.store.memory_store import MemoryStore
@@ -77,12 +78,11 @@ def redis_store(redis_server: EmbeddedRedis, raw: redis.Redis) -> Iterator[Redis
     store.close()
 
 
-@pytest.fixture(params=["redis", "memory"])
+@pytest.fixture(params=["redis", "memory", "cached redis", "cached memory"])
 def store(request: pytest.FixtureRequest) -> JobStore:
     """Every test that takes this runs once with each store."""
-    if request.param == "redis":
-        return request.getfixturevalue("redis_store")
-    return MemoryStore()
+    below = request.getfixturevalue("redis_store") if "redis" in request.param else MemoryStore()
+    return CachedStore(below) if "cached" in request.param else below
 
 
 @pytest.fixture

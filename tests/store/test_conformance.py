@@ -112,6 +112,39 @@ def test_many_submits_at_once_with_one_key_are_one_job(store: JobStore, new_job:
     assert len(store.list_jobs()) == 1
 
 
+def test_several_jobs_come_in_together_or_not_at_all(store: JobStore, new_job: NewJob) -> None:
+    tasks = store.submit_all(
+        [new_job(array="1", array_index=index) for index in range(3)], idempotency_key="k"
+    )
+    assert [(task.id, task.array_index, task.revision) for task in tasks] == [
+        ("1", 0, 1),
+        ("2", 1, 1),
+        ("3", 2, 1),
+    ]
+    assert store.list_jobs() == store.list_jobs(active_only=True) == store.list_jobs(user="ann") == tasks
+    assert [(event.job_id, event.kind) for event in store.events()] == [
+        (str(n), "submitted") for n in (1, 2, 3)
+    ]
+    assert [len(store.events(task.id)) for task in tasks] == [1, 1, 1]
+    moved_on = happen(store, tasks[1], PLACED)
+    again = store.submit_all([new_job() for _ in range(5)], idempotency_key="k")
+    assert again == [tasks[0], moved_on, tasks[2]]
+    before = everything(store)
+    fresh = new_job()
+    with pytest.raises(Conflict, match="job 3"):
+        store.submit_all([fresh, new_job(id="3"), new_job()], idempotency_key="l")
+    assert everything(store) == before
+    assert store.submit(fresh, idempotency_key="l").id == fresh.id
+
+
+def test_jobs_that_come_in_together_are_of_one_user(store: JobStore, new_job: NewJob) -> None:
+    first = new_job()
+    for wrong in ([], [first, new_job(user="bob")], [first, first], [first, new_job(id="x")]):
+        with pytest.raises(ValueError, match=r"one user|not an id"):
+            store.submit_all(wrong)
+    assert store.list_jobs() == []
+
+
 def test_listings(store: JobStore, new_job: NewJob) -> None:
     jobs = [store.submit(new_job(user="bob" if number % 3 == 0 else "ann")) for number in range(1, 13)]
     happen(store, jobs[1], StopAsked(why="cancelled"))
@@ -207,7 +240,12 @@ def test_advances_from_many_threads_all_happen(store: JobStore, new_job: NewJob)
 
 
 def everything(store: JobStore) -> tuple[object, ...]:
-    return (store.list_jobs(), store.list_jobs(active_only=True), store.events(limit=10_000), store.usage())
+    return (
+        store.list_jobs(),
+        store.list_jobs(active_only=True),
+        store.events(limit=10_000),
+        store.settings(),
+    )
 
 
 def test_an_old_epoch_can_write_nothing(store: JobStore, new_job: NewJob) -> None:
@@ -326,23 +364,34 @@ def test_a_wrong_place_to_start_from_is_refused(store: JobStore, after: str) -> 
         store.events(after=after)
 
 
-# ---- usage and users ---------------------------------------------------------------------------
+# ---- settings and users ------------------------------------------------------------------------
 
 
-def test_usage_adds_up_over_devices(store: JobStore) -> None:
-    assert store.usage() == {}
-    store.add_usage("ann", "cpu:0", 1.5e18)
-    store.add_usage("ann", "GPU-1", 2.5e18)
-    store.add_usage("bob", "cpu:0", 0.25)
-    store.add_usage("bob", "cpu:0", 0.0)
-    assert store.usage() == {"ann": 4e18, "bob": 0.25}
+def test_settings_are_put_replaced_and_removed(store: JobStore) -> None:
+    assert store.settings() == {}
+    store.put_setting("quota:ann", {"limit_bytes": 2**40, "weight": 1.5})
+    store.put_setting("window:night", {"days": ["mon", "tue"], "name": "nächtlich"})
+    store.put_setting("quota:ann", {"limit_bytes": None, "weight": 1.0})
+    assert store.settings() == {
+        "quota:ann": {"limit_bytes": None, "weight": 1.0},
+        "window:night": {"days": ["mon", "tue"], "name": "nächtlich"},
+    }
+    store.put_setting("quota:ann", None)
+    store.put_setting("quota:bob", None)
+    assert set(store.settings()) == {"window:night"}
 
 
-@pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
-def test_only_real_usage_is_charged(store: JobStore, wrong: float) -> None:
-    with pytest.raises(ValueError, match="cannot be charged"):
-        store.add_usage("ann", "cpu:0", wrong)
-    assert store.usage() == {}
+def test_what_was_read_is_not_the_stores(store: JobStore) -> None:
+    store.put_setting("window:night", {"days": ["mon"]})
+    store.settings()["window:night"]["days"].append("tue")
+    assert store.settings() == {"window:night": {"days": ["mon"]}}
+
+
+@pytest.mark.parametrize(("name", "value"), [("a", float("nan")), ("a", {1, 2}), ("", 1), ("a", object())])
+def test_only_what_json_carries_is_set(store: JobStore, name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"setting|JSON"):
+        store.put_setting(name, value)
+    assert store.settings() == {}
 
 
 def test_users_are_found_by_the_hash_of_their_token(store: JobStore) -> None:

@@ -15,10 +15,11 @@ import pytest
 import redis
 
 from superpipe_cluster.errors import BadInput, StoreUnavailable
-from superpipe_cluster.lifecycle.events import Placed, Started
+from superpipe_cluster.lifecycle.events import Placed, Started, StopAsked
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
 from superpipe_cluster.lifecycle.step import REPLAYED_FIELDS, replay, step
 from superpipe_cluster.store import embedded
+from superpipe_cluster.store.cached_store import CachedStore
 from superpipe_cluster.store.embedded import EmbeddedRedis
 from superpipe_cluster.store.faults import Faults, check_server, version_numbers
 from superpipe_cluster.store.interface import hash_token
@@ -59,10 +60,11 @@ def every_write(store: RedisStore, record: JobRecord) -> list[Callable[[], objec
     return [
         lambda: store.next_job_id(),
         lambda: store.submit(a_job("99"), idempotency_key="k"),
+        lambda: store.submit_all([a_job("97"), a_job("98")]),
         lambda: store.transition(record, step(record, Started(), 2.0), Started()),
         lambda: store.report(record.id, 1, Progress(step=1)),
         lambda: advance(store, record.id, Started()),
-        lambda: store.add_usage("ann", "cpu:0", 1.0),
+        lambda: store.put_setting("quota:ann", {"weight": 2.0}),
         lambda: store.add_user("ann", "admin", hash_token("t")),
     ]
 
@@ -73,7 +75,7 @@ def every_read(store: RedisStore) -> list[Callable[[], object]]:
         lambda: store.get("1"),
         lambda: store.list_jobs(),
         lambda: store.events(),
-        lambda: store.usage(),
+        lambda: store.settings(),
         lambda: store.users(),
         lambda: store.user_by_token(hash_token("t")),
         lambda: store.ping(),
@@ -262,6 +264,45 @@ def test_killed_in_the_middle_of_writing_everything_is_whole(
             assert all(getattr(replayed, name) == getattr(job, name) for name in REPLAYED_FIELDS)
             assert store.submit(a_job("99999999"), idempotency_key=job.id) == job
         assert store.list_jobs(active_only=True) == jobs
+    finally:
+        store.close()
+        embedded.stop(again.url, again.pid)
+
+
+@pytest.mark.parametrize("cut", [1, 7, 100, 1000, 5000])
+def test_with_the_end_of_its_file_cut_off_everything_left_is_whole(
+    own_redis: EmbeddedRedis, short_path: Path, cut: int
+) -> None:
+    """As a machine leaves it that lost its power: the last writes are missing, and the last of all is torn."""
+    store = CachedStore(RedisStore(own_redis.url))
+    for number in range(1, 21):
+        record = store.submit_all([a_job(store.next_job_id()), a_job(store.next_job_id())])[0]
+        advance(store, record.id, PLACED)
+        store.report(record.id, 1, Progress(step=number))
+        store.put_setting(f"quota:{number}", {"weight": number})
+    before = {job.id: job for job in store.list_jobs()}
+    os.kill(own_redis.pid, signal.SIGKILL)
+    wait_until(lambda: not (Path("/proc") / str(own_redis.pid)).exists(), "it is gone")
+    files = [*(short_path / "redis").glob("appendonly.aof"), *(short_path / "redis").glob("*/*.incr.aof")]
+    (file,) = (each for each in files if each.is_file())
+    os.truncate(file, file.stat().st_size - cut)
+
+    again = embedded.start(short_path / "redis")
+    try:
+        below = RedisStore(again.url)
+        jobs = below.list_jobs()
+        store.now()  # whatever is asked of the server tells that it is another one
+        assert jobs == store.list_jobs(), "what was remembered of the other life is forgotten"
+        assert 0 < len(jobs) <= 40
+        assert len(jobs) % 2 == 0, "jobs that came in together are there together"
+        for job in jobs:
+            replayed = replay(event.happened for event in below.events(job.id))
+            assert all(getattr(replayed, name) == getattr(job, name) for name in REPLAYED_FIELDS)
+            assert job.revision <= before[job.id].revision
+        assert len(below.events()) == sum(len(below.events(job.id)) for job in jobs)
+        last = advance(store, jobs[-1].id, StopAsked("cancelled"))
+        assert below.get(last.id) == last
+        below.close()
     finally:
         store.close()
         embedded.stop(again.url, again.pid)

@@ -1,4 +1,4 @@
-"""Both stores, driven by the same hands, must answer the same."""
+"""All stores, driven by the same hands, must answer the same."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from superpipe_cluster.lifecycle.events import (
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.lifecycle.step import REPLAYED_FIELDS, replay, step
+from superpipe_cluster.store.cached_store import CachedStore
 from superpipe_cluster.store.interface import JobStore, hash_token
 from superpipe_cluster.store.memory_store import MemoryStore
 from superpipe_cluster.store.redis_store import RedisStore
@@ -62,7 +63,7 @@ def outcome(action: Callable[[], Any]) -> Any:
 
 
 @pytest.mark.timeout(300)
-def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
+def test_all_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
     class SideBySide(RuleBasedStateMachine):
         #: Records as some caller once saw them, by now perhaps old.
         views = Bundle("views")
@@ -70,12 +71,14 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
         def __init__(self) -> None:
             super().__init__()
             raw.flushall()
-            self.memory = MemoryStore()
+            #: One in memory, and one that is remembered twice.
+            self.others: tuple[JobStore, ...] = (MemoryStore(), CachedStore(CachedStore(MemoryStore())))
             self.now = 1000.0
 
-        def both(self, action: Callable[[JobStore], Any]) -> Any:
-            stored, remembered = outcome(lambda: action(redis_store)), outcome(lambda: action(self.memory))
-            assert stored == remembered
+        def each(self, action: Callable[[JobStore], Any]) -> Any:
+            stored = outcome(lambda: action(redis_store))
+            for other in self.others:
+                assert outcome(lambda: action(other)) == stored  # noqa: B023
             return stored
 
         def view_of(self, found: Any) -> Any:
@@ -85,7 +88,7 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
         def submit(self, user: str, key: str | None, held: bool) -> Any:
             self.now += 1
             record = JobRecord(
-                id=self.both(lambda store: store.next_job_id()),
+                id=self.each(lambda store: store.next_job_id()),
                 name="a",
                 user=user,
                 kind="train",
@@ -93,11 +96,29 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
                 max_attempts=2,
                 submitted_at=self.now,
             )
-            return self.view_of(self.both(lambda store: store.submit(record, idempotency_key=key)))
+            return self.view_of(self.each(lambda store: store.submit(record, idempotency_key=key)))
+
+        @rule(target=views, user=USERS, key=st.sampled_from([None, "k", "l"]), count=st.integers(0, 3))
+        def submit_several(self, user: str, key: str | None, count: int) -> Any:
+            self.now += 1
+            ids = [self.each(lambda store: store.next_job_id()) for _ in range(count)]
+            records = [
+                JobRecord(id=job_id, name="a", user=user, kind="train", array=ids[0], submitted_at=self.now)
+                for job_id in ids
+            ]
+
+            def act(store: JobStore) -> Any:
+                try:
+                    return store.submit_all(records, idempotency_key=key)
+                except ValueError as error:
+                    return str(error)
+
+            found = self.each(act)
+            return multiple(*found) if isinstance(found, list) else multiple()
 
         @rule(target=views, view=views)
         def read(self, view: JobRecord) -> Any:
-            return self.both(lambda store: store.get(view.id))
+            return self.each(lambda store: store.get(view.id))
 
         @rule(target=views, view=views, event=EVENTS)
         def transition(self, view: JobRecord, event: Event) -> Any:
@@ -106,7 +127,7 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
             def act(store: JobStore) -> JobRecord:
                 return store.transition(view, step(view, event, self.now), event)
 
-            return self.view_of(self.both(act))
+            return self.view_of(self.each(act))
 
         @rule(target=views, view=views, event=EVENTS, fenced=st.booleans())
         def go_on(self, view: JobRecord, event: Event, fenced: bool) -> Any:
@@ -120,23 +141,23 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
                     return advance(store, view.id, event, epoch=view.epoch)
                 return store.transition(current, step(current, event, self.now), event)
 
-            return self.view_of(self.both(act))
+            return self.view_of(self.each(act))
 
         @rule(target=views, view=views, epoch=EPOCHS, progress=PROGRESS)
         def report(self, view: JobRecord, epoch: int, progress: Progress) -> Any:
-            return self.view_of(self.both(lambda store: store.report(view.id, epoch, progress)))
+            return self.view_of(self.each(lambda store: store.report(view.id, epoch, progress)))
 
         @rule(target=views, view=views, progress=PROGRESS)
         def report_as_seen(self, view: JobRecord, progress: Progress) -> Any:
-            return self.view_of(self.both(lambda store: store.report(view.id, view.epoch, progress)))
+            return self.view_of(self.each(lambda store: store.report(view.id, view.epoch, progress)))
 
         @rule(target=views, view=views, epoch=EPOCHS, reason=st.sampled_from([None, "Resources", "Priority"]))
         def set_wait(self, view: JobRecord, epoch: int, reason: str | None) -> Any:
-            return self.view_of(self.both(lambda store: store.set_wait(view.id, epoch, reason, "so it is")))
+            return self.view_of(self.each(lambda store: store.set_wait(view.id, epoch, reason, "so it is")))
 
-        @rule(user=USERS, device=st.sampled_from(["cpu:0", "cpu:1"]), amount=st.integers(0, 2**40))
-        def charge(self, user: str, device: str, amount: int) -> None:
-            self.both(lambda store: store.add_usage(user, device, float(amount)))
+        @rule(name=st.sampled_from(["quota:ann", "window:night"]), value=st.none() | st.integers(0, 2**60))
+        def put_setting(self, name: str, value: int | None) -> None:
+            self.each(lambda store: store.put_setting(name, value))
 
         @rule(name=USERS, token=st.sampled_from(["s", "t"]))
         def add_user(self, name: str, token: str) -> None:
@@ -144,7 +165,7 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
                 user = store.add_user(name, "user", hash_token(token))
                 return user.name, user.role
 
-            self.both(act)
+            self.each(act)
 
         @rule(view=views, limit=st.integers(-1, 3), skip=st.integers(0, 5))
         def follow(self, view: JobRecord, limit: int, skip: int) -> None:
@@ -153,16 +174,16 @@ def test_both_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
                 found = store.events(view.id, after=seqs[min(skip, len(seqs) - 1)], limit=limit)
                 return [(event.at, event.job_id, event.kind, event.data) for event in found]
 
-            self.both(act)
+            self.each(act)
 
         @invariant()
         def everything_is_the_same(self) -> None:
-            self.both(lambda store: store.list_jobs())
-            self.both(lambda store: store.list_jobs(active_only=True))
-            self.both(lambda store: store.list_jobs(user="ann"))
-            self.both(lambda store: store.usage())
-            self.both(lambda store: [(user.name, user.role) for user in store.users()])
-            self.both(lambda store: [(one.at, one.job_id, one.kind, one.data) for one in store.events()])
+            self.each(lambda store: store.list_jobs())
+            self.each(lambda store: store.list_jobs(active_only=True))
+            self.each(lambda store: store.list_jobs(user="ann"))
+            self.each(lambda store: store.settings())
+            self.each(lambda store: [(user.name, user.role) for user in store.users()])
+            self.each(lambda store: [(one.at, one.job_id, one.kind, one.data) for one in store.events()])
 
         @invariant()
         def every_history_gives_its_record(self) -> None:

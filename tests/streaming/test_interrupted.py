@@ -190,7 +190,8 @@ def test_opening_and_closing_leaves_nothing_behind(settings: dict[str, Any]) -> 
 
     def footprint() -> tuple[int, int]:
         gc.collect()
-        return threading.active_count(), len(os.listdir("/proc/self/fd"))  # shared copies are among the latter
+        # Shared copies are among the descriptors.
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
 
     once()
     before = footprint()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import click
 
-from superpipe_cluster.cli.options import open_client
-from superpipe_cluster.cli.words import error, hint
-from superpipe_cluster.errors import Conflict, Forbidden, NotFound
+from superpipe_cluster.cli.on_each import on_each
 
 
 @click.command("cancel")
@@ -16,18 +14,10 @@ def command(refs: tuple[str, ...], force: bool) -> int:
     """Stop jobs.
 
     A waiting job is over at once. A running one is asked to save and stop, and killed when it takes too long.
-    All named jobs are tried, also when one of them cannot be cancelled.
+    All named jobs are tried, also when one of them cannot be cancelled. The id or name of an array means all its
+    tasks, `12_4` one of them.
+
+    \b
+    Example:  spcluster cancel 12 llama-notes
     """
-    worst = 0
-    with open_client() as client:
-        for ref in refs:
-            try:
-                job = client.cancel(ref, force=force)
-            except (NotFound, Forbidden, Conflict) as failure:
-                error(failure.message)
-                if failure.hint:
-                    hint(failure.hint)
-                worst = max(worst, failure.exit_code)
-            else:
-                click.echo(f"{job.id} {job.name} {job.state.lower()}")
-    return worst
+    return on_each(refs, lambda client, ref: client.cancel(ref, force=force))

@@ -15,22 +15,37 @@ from superpipe_cluster.errors import BadInput, Conflict
 @click.command("cp")
 @click.argument("name")
 @click.argument("dest", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace files that are there.")
 def command(name: str, dest: Path, force: bool) -> None:
     """Copy one of the job files that come along.
 
-    NAME is one that `spcluster examples` lists, DEST a folder or a new file's name. Prints the path of the
-    copy.
+    NAME is one that `spcluster examples` lists, DEST a folder or a new file's name. A program that comes with the
+    job is copied beside it. Prints the path of the copy.
+
+    \b
+    Example:  spcluster cp train_tiny mine.yaml
     """
     source = bundled.job_path(name.removeprefix("jobs:"))
     target = dest / source.name if dest.is_dir() else dest
-    if target.exists() and not force:
-        raise Conflict(f"{target} is already there", hint="--force replaces it, or name another file")
+    copies = {target: source} | {target.with_name(program.name): program for program in _programs(source)}
+    there = next((copy for copy in copies if copy.exists() and not force), None)
+    if there is not None:
+        raise Conflict(f"{there} is already there", hint="--force replaces it, or name another file")
     try:
-        shutil.copyfile(source, target)
+        for copy, original in copies.items():
+            shutil.copyfile(original, copy)
     except OSError as failure:
         raise BadInput(
             f"cannot write {target} ({failure.strerror})", hint="name a folder you may write to"
         ) from None
     click.echo(str(target))
     note(f"`spcluster submit {target}` runs it")
+
+
+def _programs(source: Path) -> list[Path]:
+    """The job's own program, if it brings one along."""
+    # Here, so that `cp --help` stays fast.
+    from superpipe_cluster import spec
+
+    program = spec.load(source).own_program
+    return [] if program is None else [program]

@@ -25,6 +25,9 @@ def command(port: int, as_json: bool) -> int:
     """Check this machine and the cluster.
 
     Exits with 1 when something fails; a warning is something that works, but not as well as it could.
+
+    \b
+    Example:  spcluster doctor
     """
     checks = list(all_checks(os.environ, port))
     if as_json:

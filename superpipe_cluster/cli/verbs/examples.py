@@ -17,6 +17,9 @@ def command(as_json: bool) -> None:
     """List the job files that come along.
 
     Submit one with `spcluster submit jobs:NAME`, or copy it with `spcluster cp NAME .` and change it.
+
+    \b
+    Example:  spcluster examples
     """
     jobs = bundled.jobs()
     if as_json:

@@ -36,6 +36,9 @@ def command(as_json: bool) -> None:
     """List the devices and who holds them.
 
     USED is what the budgets given away add up to; it never exceeds CAPACITY.
+
+    \b
+    Example:  spcluster gpus
     """
     with open_client() as client:
         found = client.devices()

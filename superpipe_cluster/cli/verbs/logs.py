@@ -17,6 +17,9 @@ def command(ref: str, follow: bool, tail: int | None) -> None:
     """Print a job's log.
 
     Following lives through a restart of the head. On a terminal it shows how far the job is.
+
+    \b
+    Example:  spcluster logs -f train_tiny
     """
     with open_client() as client:
         if follow:

@@ -74,6 +74,9 @@ def command(
 
     K is how many units of the model the budget holds at once, K' how many move together. `>` marks the budget
     that the job would get.
+
+    \b
+    Example:  spcluster plan jobs:train --device cuda:0
     """
     checked = spec.load(job_path(job), overrides=list(overrides))
     checked.local_files()

@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import click
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from superpipe_cluster.api.views import JobView
 from superpipe_cluster.cli import render
 from superpipe_cluster.cli.options import open_client, output_option
 from superpipe_cluster.cli.render import Column
+from superpipe_cluster.cli.times import ahead
 from superpipe_cluster.cli.words import note
 from superpipe_cluster.client import Client
 
-_COLUMNS = (
-    Column("ID", justify="right"),
-    Column("NAME", narrow="shorten", widest=40),
-    Column("USER", widest=10),
-    Column("STATE", widest=18),
-    Column("BUDGET", justify="right"),
-    Column("K/N", justify="right"),
-    Column("STEP", justify="right"),
-    Column("TIME", justify="right"),
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A column and what stands in it: of a job, at a time. An optional one is left out where it says nothing."""
+
+    column: Column
+    cell: Callable[[JobView, float], Text | str]
+    optional: bool = False
+
+
+def _window(job: JobView, now: float) -> str:
+    # A job that waits again still has the figures of its last attempt.
+    return render.of(job.k, job.units) if job.k and job.state not in ("QUEUED", "HELD") else "-"
+
+
+def _steps(job: JobView, now: float) -> str:
+    return render.of(job.step, job.steps) if job.step or (job.steps and job.attempt) else "-"
+
+
+def _start(job: JobView, now: float) -> str:
+    return "-" if job.expected_start_at is None else ahead(job.expected_start_at, now)
+
+
+_FIELDS = (
+    _Field(Column("ID", justify="right"), lambda job, now: render.shown_id(job)),
+    _Field(Column("NAME", narrow="shorten", widest=40), lambda job, now: job.name),
+    _Field(Column("USER", narrow="shorten", widest=10), lambda job, now: job.user),
+    _Field(Column("STATE", widest=9), lambda job, now: render.state(job)),
+    _Field(Column("REASON", widest=14), lambda job, now: render.reason(job) or "-", optional=True),
+    _Field(Column("BUDGET", justify="right"), lambda job, now: render.size(job.budget_bytes)),
+    _Field(Column("K/N", justify="right"), _window, optional=True),
+    _Field(Column("STEP", justify="right"), _steps, optional=True),
+    _Field(Column("TIME", justify="right"), lambda job, now: render.duration(render.elapsed_s(job, now))),
+    _Field(Column("START"), _start, optional=True),
 )
 
 _WATCH_S = 2.0
@@ -41,7 +68,10 @@ def command(ended: bool, user: str | None, watch: bool, as_json: bool) -> None:
 
     Everybody sees everybody's jobs, so that you know who holds the GPU. TIME is how long a job has been
     running, ran, or has been waiting so far; K/N how many of its model's units it may hold on the device at
-    once.
+    once; REASON what it waits for, and START when it is likely to begin. `spcluster show` explains both.
+
+    \b
+    Example:  spcluster queue -u alice
     """
     with open_client() as client:
         if watch:
@@ -62,7 +92,7 @@ def _watch(client: Client, ended: bool, user: str | None, as_json: bool) -> None
                 time.sleep(_WATCH_S)
         with Live(console=screen, auto_refresh=False, screen=True) as live:
             while True:
-                live.update(_table(client.queue(ended=ended, user=user)), refresh=True)
+                live.update(render.live(_table(client.queue(ended=ended, user=user))), refresh=True)
                 time.sleep(_WATCH_S)
     except KeyboardInterrupt:
         return
@@ -72,25 +102,19 @@ def _print(jobs: list[JobView], as_json: bool) -> None:
     if as_json:
         render.print_json([flat(job) for job in jobs])
     elif jobs:
-        render.show(_table(jobs))
+        render.echo(_table(jobs))
 
 
-def _table(jobs: list[JobView]) -> Table:
+def _table(jobs: Sequence[JobView]) -> list[str]:
     now = time.time()
-    return render.layout(_COLUMNS, (_row(job, now) for job in jobs))
-
-
-def _row(job: JobView, now: float) -> tuple[Text | str, ...]:
-    return (
-        job.id,
-        job.name,
-        job.user,
-        render.state(job),
-        render.size(job.budget_bytes),
-        render.of(job.k, job.units),
-        render.of(job.step, job.steps) if job.steps or job.step else "-",
-        render.duration(render.elapsed_s(job, now)),
-    )
+    columns = [(field, [field.cell(job, now) for job in jobs]) for field in _FIELDS]
+    kept = [
+        (field, cells)
+        for field, cells in columns
+        if not field.optional or any(str(cell) != "-" for cell in cells)
+    ]
+    rows = zip(*(cells for _, cells in kept), strict=True)
+    return render.layout([field.column for field, _ in kept], rows)
 
 
 def flat(job: JobView) -> dict[str, Any]:

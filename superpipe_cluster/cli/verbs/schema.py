@@ -14,5 +14,8 @@ def command() -> None:
     """Print the JSON schema of job files.
 
     Editors complete and check job files with it: `spcluster schema > job.schema.json`.
+
+    \b
+    Example:  spcluster schema > schema.json
     """
     click.echo(json.dumps(spec.schema(), indent=2))

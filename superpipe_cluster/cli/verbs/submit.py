@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Sequence
 
 import click
 
 from superpipe_cluster import spec
 from superpipe_cluster.api.views import JobDetail
-from superpipe_cluster.cli import render
+from superpipe_cluster.cli import expectations, render
 from superpipe_cluster.cli.follow import follow as follow_job
 from superpipe_cluster.cli.main import INTERRUPTED
 from superpipe_cluster.cli.options import job_path, open_client, output_option
 from superpipe_cluster.cli.outcome import exit_code, sentence
+from superpipe_cluster.cli.times import moment
 from superpipe_cluster.cli.words import note
 from superpipe_cluster.client import Client
 from superpipe_cluster.client.program import program_of
-from superpipe_cluster.planning import Plan
+from superpipe_cluster.errors import BadInput
+from superpipe_cluster.spec.units import spell_moment
+
+_WAYS = ("ok", "any", "fail")
 
 
 @click.command("submit")
@@ -29,6 +35,19 @@ from superpipe_cluster.planning import Plan
     help="Override a field of the file (repeatable).",
 )
 @click.option("-n", "--name", help="The job's name in the queue.")
+@click.option(
+    "--priority", type=click.Choice(["low", "normal", "high", "interactive"]), help="Its class in the queue."
+)
+@click.option(
+    "--after",
+    multiple=True,
+    metavar="[any:|fail:]JOB",
+    help="Wait until JOB has succeeded, ended (any:) or failed (fail:); repeatable.",
+)
+@click.option("--array", metavar="0-15%4", help="Submit it once per index, here four at once.")
+@click.option(
+    "--not-before", metavar="TIME", help="The earliest start: 22:30, 2h (from now), 2026-11-22T22:00."
+)
 @click.option("-f", "--follow", is_flag=True, help="Print its log until it is over, then exit like --wait.")
 @click.option(
     "--wait", is_flag=True, help="Wait until it is over: 0 succeeded, its code or 1 failed, 130 cancelled."
@@ -40,6 +59,10 @@ def command(
     job: str,
     overrides: tuple[str, ...],
     name: str | None,
+    priority: str | None,
+    after: tuple[str, ...],
+    array: str | None,
+    not_before: str | None,
     follow: bool,
     wait: bool,
     dry_run: bool,
@@ -51,31 +74,68 @@ def command(
     PATH is a job file; jobs:NAME one of those that `spcluster examples` lists. The files that it names must
     be on this machine. Your own worker program is sent as it is now: later edits do not change a job in the
     queue.
+
+    \b
+    Examples:  spcluster submit train.yaml --set train.steps=500 -f
+               spcluster submit sweep.yaml --array 0-15%4 --after prepare
     """
-    # Set last, so that -n wins over --set name=...
-    changes = [*overrides, *([f"name={name}"] if name is not None else [])]
+    # Set last, so that an option of its own wins over --set.
+    changes = [*overrides, *_changes(name, priority, after, array, not_before)]
     checked = spec.load(job_path(job), overrides=changes)
     checked.local_files()
     program_of(checked)
+    if follow and checked.array is not None:
+        raise BadInput(
+            "-f follows one log, and an array has one per task",
+            hint="--wait waits for all of them; `spcluster logs -f 12_4` follows a task",
+        )
     if dry_run:
         _print_checked(checked, job, quiet, as_json)
         return 0
     with open_client() as client:
         made = client.submit(checked)
-        _print_made(made, quiet, as_json, following=follow)
+        _print_made(made, checked, quiet, as_json, following=follow)
         if follow:
             return exit_code(follow_job(client, made.id))
         return _wait(client, made) if wait else 0
 
 
+def _changes(
+    name: str | None, priority: str | None, after: Sequence[str], array: str | None, not_before: str | None
+) -> Iterator[str]:
+    """The options as overrides of the file."""
+    if name is not None:
+        yield f"name={name}"
+    if priority is not None:
+        yield f"priority={priority}"
+    if after:
+        refs: dict[str, list[str]] = {way: [] for way in _WAYS}
+        for one in after:
+            way, ref = one.split(":", 1) if ":" in one else ("ok", one)
+            if way not in refs or not ref:
+                raise BadInput(
+                    f"--after {one}: expected JOB, any:JOB or fail:JOB", hint="write --after any:12"
+                )
+            refs[way].append(ref)
+        yield f"after={json.dumps(refs)}"
+    if array is not None:
+        yield f"array={array}"
+    if not_before is not None:
+        yield f"schedule.not_before={spell_moment(moment(not_before, time.time()))}"
+
+
 def _wait(client: Client, made: JobDetail) -> int:
-    try:
-        done = client.wait(made.id)
-    except KeyboardInterrupt:
-        note(f"detached: job {made.id} goes on without us; `spcluster wait {made.id}` waits again")
-        return INTERRUPTED
-    note(sentence(done))
-    return exit_code(done)
+    """Wait for the job, or for all tasks of its array; the first exit code that is not 0."""
+    first_bad = 0
+    for job_id in made.tasks or (made.id,):
+        try:
+            done = client.wait(job_id)
+        except KeyboardInterrupt:
+            note(f"detached: job {job_id} goes on without us; `spcluster wait {job_id}` waits again")
+            return INTERRUPTED
+        note(sentence(done))
+        first_bad = first_bad or exit_code(done)
+    return first_bad
 
 
 def _print_checked(checked: spec.JobSpec, job: str, quiet: bool, as_json: bool) -> None:
@@ -88,68 +148,19 @@ def _print_checked(checked: spec.JobSpec, job: str, quiet: bool, as_json: bool) 
         click.echo(f"what it would take: spcluster plan {job}")
 
 
-def _print_made(made: JobDetail, quiet: bool, as_json: bool, *, following: bool) -> None:
+def _print_made(
+    made: JobDetail, checked: spec.JobSpec, quiet: bool, as_json: bool, *, following: bool
+) -> None:
     if as_json:
         render.print_json(made.model_dump(mode="json"))
-    elif quiet:
-        click.echo(made.id)
-    else:
-        click.echo(f"job {made.id} ({made.name}) is {render.state(made).plain}")
-        render.facts(_forecast(made))
-        if not following:
-            click.echo(f"follow it with: spcluster logs -f {made.id}")
-
-
-def _forecast(made: JobDetail) -> Iterator[tuple[str, str]]:
-    try:
-        plan = Plan.from_dict(made.plan) if made.plan else None
-    except (KeyError, TypeError):  # a head of another version plans in other words
-        plan = None
-    if plan is None:
-        yield "  units", "known once it runs"
-    else:
-        yield "  units", f"{_window(made, plan)}/{plan.units} on the device at once"
-        yield (
-            "  model",
-            f"{render.size(plan.model_bytes)}, with all that it works with {render.size(plan.whole_bytes)}",
-        )
-        yield from _figures(made, plan)
-    yield (
-        "  budget",
-        render.span(made.budget_min_bytes, made.budget_max_bytes) if made.budget_max_bytes else "",
-    )
-    yield "  RAM", render.size(made.host_bytes) if made.host_bytes else ""
-    yield "  after", ", ".join(made.after)
-
-
-def _figures(made: JobDetail, plan: Plan) -> Iterator[tuple[str, str]]:
-    """Peak and seconds, for the wanted and the guaranteed end of the job's range of budgets."""
-    rows = [] if plan.forecast is None else [plan.forecast.at(made.budget_max_bytes)]
-    if plan.forecast is not None and made.budget_min_bytes < made.budget_max_bytes:
-        rows.append(plan.forecast.at(made.budget_min_bytes))
-    known = [row for row in rows if row is not None]
-    if not known:
-        yield "  peak", f"at most {render.size(min(plan.whole_bytes, made.budget_max_bytes))}"
         return
-    yield "  peak", " or ".join(render.size(row.peak_bytes) for row in known)
-    yield (
-        "  step",
-        ", ".join(
-            f"{render.seconds(row.step_s)} ({render.slowdown(row.slowdown)}) in {render.size(row.budget_bytes)}"
-            for row in known
-        ),
-    )
-
-
-def _units(plan: Plan, budget_bytes: int) -> int:
-    row = plan.forecast.at(budget_bytes) if plan.forecast is not None else None
-    return plan.k(budget_bytes) if row is None else row.k
-
-
-def _window(made: JobDetail, plan: Plan) -> str:
-    """The k that follows from the budget, `5` or `3..7`, unless the job asks for one."""
-    asked = made.spec.get("streaming", {}).get("k")
-    least, most = (_units(plan, budget) for budget in (made.budget_min_bytes, made.budget_max_bytes))
-    if asked is not None:
-        least, most = min(asked, least), min(asked, most)
-    return str(least) if least == most else f"{least}..{most}"
+    if quiet:
+        click.echo(made.id)
+        return
+    click.echo(f"job {render.shown_id(made)} ({made.name}) is {render.doing(made).plain}")
+    if checked.array is not None:
+        at_once = f", {checked.array.limit} at once" if checked.array.limit is not None else ""
+        click.echo(f"it is the first of {len(checked.array.indices)} tasks{at_once}")
+    render.facts(expectations.of(made, time.time()))
+    if not following:
+        click.echo(f"follow it with: spcluster logs -f {made.id}")

@@ -66,6 +66,9 @@ def command(
 
     Starts Redis, Ray and the head, and writes the admin's token. After `spcluster down --head-only`, or when
     the head has died, brings the head back to the jobs that went on without it.
+
+    \b
+    Example:  spcluster up --device cpu:3GiB@2GB/s
     """
     # Here, so that `up --help` stays fast.
     from superpipe_cluster.client import home_directory

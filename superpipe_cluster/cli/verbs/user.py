@@ -15,6 +15,9 @@ def command() -> None:
     """Add and list users.
 
     For admins. The first admin is whoever ran `spcluster up`.
+
+    \b
+    Example:  spcluster user add alice
     """
 
 
@@ -26,6 +29,9 @@ def add(name: str, admin: bool, as_json: bool) -> None:
     """Let somebody in and print their token.
 
     The token is shown this once; the cluster keeps only a hash of it.
+
+    \b
+    Example:  spcluster user add alice
     """
     with open_client() as client:
         user = client.add_user(name, role="admin" if admin else "user")
@@ -39,7 +45,11 @@ def add(name: str, admin: bool, as_json: bool) -> None:
 @command.command("list")
 @output_option
 def list_(as_json: bool) -> None:
-    """List who has a token."""
+    """List who has a token.
+
+    \b
+    Example:  spcluster user list
+    """
     with open_client() as client:
         users = client.users()
     if as_json:

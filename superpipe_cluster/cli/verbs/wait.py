@@ -6,6 +6,7 @@ import time
 
 import click
 
+from superpipe_cluster.cli.on_each import meant
 from superpipe_cluster.cli.options import open_client
 from superpipe_cluster.cli.outcome import exit_code, sentence
 from superpipe_cluster.cli.words import error, hint
@@ -33,19 +34,24 @@ def _seconds(ctx: click.Context, param: click.Parameter, value: str | None) -> f
 def command(refs: tuple[str, ...], timeout_s: float | None) -> int:
     """Wait until jobs are over.
 
+    The id or the name of an array means all its tasks.
+
     Exits with 0 when all succeeded, 124 after the timeout, else with the code of the first that did not: its
     own exit code (or 1) when it failed, 130 when it was cancelled.
+
+    \b
+    Example:  spcluster wait 12 13 --timeout 8h
     """
     give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
     first_bad = 0
     with open_client() as client:
-        for ref in refs:
+        for job_id in [one for ref in refs for one in meant(client, ref)]:
             left_s = None if give_up_at is None else max(0.0, give_up_at - time.monotonic())
             try:
-                job = client.wait(ref, timeout_s=left_s)
+                job = client.wait(job_id, timeout_s=left_s)
             except TimeoutError as late:
                 error(f"{late} (--timeout)")
-                hint(f"it goes on; `spcluster show {ref}` says how far it is")
+                hint(f"it goes on; `spcluster show {job_id}` says how far it is")
                 return TIMED_OUT
             click.echo(sentence(job))
             first_bad = first_bad or exit_code(job)

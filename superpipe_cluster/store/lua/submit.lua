@@ -1,31 +1,38 @@
--- Store a new job: record, indexes and first event together, once per idempotency key.
+-- Store new jobs of one user: records, indexes and first events together, once per idempotency key.
 --
--- KEYS 1 job  2 all jobs  3 active jobs  4 the user's jobs  5 all events  6 the job's events
---      7 the idempotency key, absent when there is none
--- ARGV 1 id  2 state  3 epoch  4 revision  5 record  6 kind  7 at  8 data  9 limit of all events
---      10 lifetime of the idempotency key in seconds
--- Returns {"ok"}, {"known", id of the first job} or {"taken"}.
+-- KEYS 1 all jobs  2 active jobs  3 the user's jobs  4 all events  5 the idempotency key (its name is not used when
+--      there is none), then for each job: its record, its events
+-- ARGV 1 "key" or "no key"  2 what the key holds from now on  3 lifetime of the key in seconds  4 limit of all events,
+--      then for each job: id, state, epoch, revision, record, kind, at, data
+-- Returns {"ok"}, {"known", what the key holds} or {"taken", id}.
 
-if KEYS[7] then
-  local first = redis.call("GET", KEYS[7])
+if ARGV[1] == "key" then
+  local first = redis.call("GET", KEYS[5])
   if first then
     return { "known", first }
   end
 end
-if redis.call("EXISTS", KEYS[1]) == 1 then
-  return { "taken" }
+local count = (#KEYS - 5) / 2
+for job = 0, count - 1 do
+  if redis.call("EXISTS", KEYS[6 + 2 * job]) == 1 then
+    return { "taken", ARGV[5 + 8 * job] }
+  end
 end
 
 -- The first write is one that Redis refuses when it is full or read-only: a script is not undone, so it must fail
 -- before it has changed anything.
-redis.call("HSET", KEYS[1], "state", ARGV[2], "epoch", ARGV[3], "revision", ARGV[4], "record", ARGV[5])
-redis.call("ZADD", KEYS[2], ARGV[1], ARGV[1])
-redis.call("ZADD", KEYS[3], ARGV[1], ARGV[1])
-redis.call("ZADD", KEYS[4], ARGV[1], ARGV[1])
-local seq = redis.call("XADD", KEYS[5], "MAXLEN", ARGV[9], "*",
-  "job", ARGV[1], "kind", ARGV[6], "at", ARGV[7], "data", ARGV[8])
-redis.call("XADD", KEYS[6], seq, "kind", ARGV[6], "at", ARGV[7], "data", ARGV[8])
-if KEYS[7] then
-  redis.call("SET", KEYS[7], ARGV[1], "EX", ARGV[10])
+for job = 0, count - 1 do
+  local at = 5 + 8 * job
+  redis.call("HSET", KEYS[6 + 2 * job],
+    "state", ARGV[at + 1], "epoch", ARGV[at + 2], "revision", ARGV[at + 3], "record", ARGV[at + 4])
+  redis.call("ZADD", KEYS[1], ARGV[at], ARGV[at])
+  redis.call("ZADD", KEYS[2], ARGV[at], ARGV[at])
+  redis.call("ZADD", KEYS[3], ARGV[at], ARGV[at])
+  local seq = redis.call("XADD", KEYS[4], "MAXLEN", ARGV[4], "*",
+    "job", ARGV[at], "kind", ARGV[at + 5], "at", ARGV[at + 6], "data", ARGV[at + 7])
+  redis.call("XADD", KEYS[7 + 2 * job], seq, "kind", ARGV[at + 5], "at", ARGV[at + 6], "data", ARGV[at + 7])
+end
+if ARGV[1] == "key" then
+  redis.call("SET", KEYS[5], ARGV[2], "EX", ARGV[3])
 end
 return { "ok" }

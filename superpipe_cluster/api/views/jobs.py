@@ -1,59 +1,25 @@
-"""The wire format: what the API says about jobs, devices, users and the cluster, and what it takes.
+"""Jobs on the wire: in a listing, in full, on their way in; and their logs.
 
-Owns the models and how a job record becomes one of them. The client parses answers with these same models, so what is
-read is lenient (a newer head may say more); what is taken from the network is strict. Nothing here knows of HTTP.
+Owns how a job record becomes a view of it.
 """
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
-from superpipe_cluster.spec.fields import NAME_PATTERN
+from superpipe_cluster.api.views.base import JsonObject, Metric, Request, View
+from superpipe_cluster.scheduling.curve import step_s
 
 if TYPE_CHECKING:
     from superpipe_cluster.lifecycle.record import JobRecord
     from superpipe_cluster.store.interface import StoredEvent
 
-#: The largest request body that is read: a job file and a program are text written by a person.
-MAX_BODY_BYTES = 4 * 2**20
-
 #: A program is stored under its own name: no folder, no hidden file, and at most 240 bytes whatever the
 #: script.
 PROGRAM_NAME_PATTERN = r"^[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]{0,59}$"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity, a diverged run has both: they travel as null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value
-
-
-JsonObject = Annotated[dict[str, Any], AfterValidator(_finite)]
-#: A measured number; null when it is not finite (a loss that became NaN).
-Metric = Annotated[float | None, AfterValidator(_finite)]
-
-
-class View(BaseModel):
-    """Base of what is answered: fields that this version does not know are ignored."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class Request(BaseModel):
-    """Base of what is taken: a field that this version does not know is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-# ---- jobs -----------------------------------------------------------------------------------------
 
 
 class JobView(View):
@@ -99,11 +65,22 @@ class JobView(View):
         None, description="Why it waits, while it waits; how it ended, once it has ended."
     )
     message: str | None = Field(None, description="One sentence more about `reason`.")
-    priority: int = Field(0, description="-1 low, 0 normal, 1 high")
+    priority: int = Field(0, description="-1 low, 0 normal, 1 high, 2 interactive")
     after: tuple[str, ...] = Field(default=(), description="Ids of the jobs that must succeed first.")
+    array: str | None = Field(None, description="Id of the first task of the array it is a task of.")
+    array_index: int | None = Field(None, description="Its number in that array.")
+    window: str | None = Field(None, description="The window it may start and grow in.")
+    begin_at: float | None = Field(None, description="Not to be started before.")
+    expected_start_at: float | None = Field(
+        None, description="When it is likely to start; null when nobody can tell, and once it has."
+    )
 
     device: str | None = None
     budget_bytes: int | None = Field(None, description="Device bytes it was given; null while it has none.")
+    budget_asked_bytes: int | None = Field(
+        None, description="What it was asked to hold instead, and has not acknowledged yet."
+    )
+    promised_bytes: int = Field(0, description="What counts against its device while it holds one.")
     budget_min_bytes: int = 0
     budget_max_bytes: int = 0
     host_bytes: int = 0
@@ -117,21 +94,28 @@ class JobView(View):
     peak_units: int = 0
     held_bytes: int = 0
     step_s: Metric = Field(None, description="Seconds of a step, the median of the latest ones.")
+    forecast_step_s: Metric = Field(None, description="The same as forecast, for the budget it has or wants.")
 
     step: int = 0
     steps: int | None = None
-    metrics: dict[str, Metric] = {}
+    metrics: dict[str, Metric] = Field(default={})
     first_loss: Metric = None
     checkpoint_step: int | None = None
     output: str | None = None
 
     submitted_at: float = Field(description="Unix seconds, as the other times.")
     queued_at: float | None = None
+    pause_asked: str | None = Field(
+        None, description="`owner` or `window`: whose wish it is that it stands still."
+    )
     started_at: float | None = Field(None, description="When this attempt began to run.")
     ended_at: float | None = None
     attempt: int = Field(0, description="Starts made so far.")
     max_attempts: int = 1
     time_limit_s: float | None = None
+    used_byte_s: float = Field(0.0, description="Device bytes times seconds, as charged so far.")
+    waited_s: float = Field(0.0, description="Seconds in the queue so far, the present wait not included.")
+    ran_s: float = Field(0.0, description="Seconds of earlier attempts; once it has ended, of all.")
     stop_asked: str | None = None
     exit_code: int | None = None
 
@@ -147,15 +131,16 @@ class EventView(View):
     seq: str = Field(description="Grows from event to event.")
     at: float
     kind: str
-    data: JsonObject = {}
+    data: JsonObject = Field(default={})
 
 
 class JobDetail(JobView):
     """All about one job; only for its owner and for admins."""
 
-    spec: JsonObject = {}
+    spec: JsonObject = Field(default={})
     plan: JsonObject | None = None
     events: tuple[EventView, ...] = ()
+    tasks: tuple[str, ...] = Field(default=(), description="Ids of all tasks of its array.")
 
 
 class JobList(View):
@@ -168,16 +153,35 @@ class JobList(View):
 _PRIVATE: dict[str, Any] = {"message": None, "metrics": {}, "first_loss": None, "output": None}
 
 
-def job_view(record: JobRecord, *, private: bool = False) -> JobView:
+def job_view(record: JobRecord, *, private: bool = False, expected_start_at: float | None = None) -> JobView:
     """The listing's view of a record; with `private`, as other people see it."""
-    view = JobView.model_validate(record.model_dump(mode="json", exclude={"spec", "plan"}))
+    view = JobView.model_validate(
+        {**_fields(record, {"spec", "plan"}), "expected_start_at": expected_start_at}
+    )
     return view.model_copy(update=_PRIVATE) if private else view
 
 
-def job_detail(record: JobRecord, events: tuple[StoredEvent, ...] = ()) -> JobDetail:
-    """All of a record, and what happened to it."""
+def job_detail(
+    record: JobRecord,
+    events: Sequence[StoredEvent] = (),
+    *,
+    tasks: Sequence[str] = (),
+    expected_start_at: float | None = None,
+) -> JobDetail:
+    """All of a record, what happened to it, and the other tasks of its array."""
     story = [{"seq": e.seq, "at": e.at, "kind": e.kind, "data": dict(e.data)} for e in events]
-    return JobDetail.model_validate({**record.model_dump(mode="json"), "events": story})
+    more = {"events": story, "tasks": tuple(tasks), "expected_start_at": expected_start_at}
+    return JobDetail.model_validate({**_fields(record, set()), **more})
+
+
+def _fields(record: JobRecord, without: set[str]) -> dict[str, Any]:
+    """The record's fields as JSON values, and those that follow from them."""
+    budget_bytes = record.budget_bytes or record.budget_max_bytes
+    return {
+        **record.model_dump(mode="json", exclude=without),
+        "promised_bytes": record.promised_bytes if record.state.holds_device else 0,
+        "forecast_step_s": step_s(record.curve, budget_bytes) if record.curve else None,
+    }
 
 
 class CodeUpload(Request):
@@ -214,12 +218,6 @@ class SubmitRequest(Request):
     code: CodeUpload | None = None
 
 
-class CancelRequest(Request):
-    """How to stop a job."""
-
-    force: bool = Field(False, description="Kill it now instead of letting it save first.")
-
-
 class LogView(View):
     """A piece of a job's log. Ask again from `next_offset`: nothing is missed and nothing comes twice."""
 
@@ -233,112 +231,3 @@ class LogView(View):
     next_offset: int = Field(description="Bytes, from the start of the log.")
     size: int = Field(description="Bytes of the whole log when it was read.")
     ended: bool = Field(description="The job is over and this is the end of its log.")
-
-
-# ---- devices --------------------------------------------------------------------------------------
-
-
-class DeviceJobView(View):
-    """A job that holds bytes of a device."""
-
-    id: str
-    name: str
-    user: str
-    budget_bytes: int
-    held_bytes: int = 0
-
-
-class DeviceView(View):
-    """One device and its ledger: `used_bytes` is the sum of the budgets given away."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "id": "cpu:0",
-                    "name": "virtual device",
-                    "kind": "virtual",
-                    "capacity_bytes": 3221225472,
-                    "used_bytes": 1610612736,
-                    "free_bytes": 1610612736,
-                    "link_bytes_per_s": 2000000000,
-                    "jobs": [{"id": "7", "name": "llama-notes", "user": "alice", "budget_bytes": 1610612736}],
-                }
-            ]
-        }
-    )
-
-    id: str = Field(description="`cpu:N` for a virtual device, the NVML UUID for a GPU.")
-    name: str
-    kind: str = Field(description="virtual or cuda")
-    capacity_bytes: int
-    used_bytes: int
-    free_bytes: int
-    link_bytes_per_s: int
-    jobs: tuple[DeviceJobView, ...] = ()
-
-
-class HostView(View):
-    """The RAM of the machine, within the limits of its cgroup."""
-
-    total_bytes: int
-    available_bytes: int
-    used_by_jobs_bytes: int = Field(0, description="What the jobs that hold a device have booked.")
-
-
-class DevicesView(View):
-    """All devices, and the host they hang on."""
-
-    devices: tuple[DeviceView, ...]
-    host: HostView
-
-
-# ---- users and the cluster ------------------------------------------------------------------------
-
-
-class UserRequest(Request):
-    """A person to let in."""
-
-    name: str = Field(pattern=NAME_PATTERN, examples=["alice"])
-    role: Literal["user", "admin"] = "user"
-
-
-class UserView(View):
-    """Somebody with a token."""
-
-    name: str
-    role: str
-
-
-class NewUserView(UserView):
-    """A new user, with the token that is shown this once."""
-
-    token: str
-
-
-class UserList(View):
-    """Everybody with a token."""
-
-    users: tuple[UserView, ...]
-
-
-class HealthView(View):
-    """Whether the head works; for health checks, no token needed."""
-
-    status: Literal["ok", "degraded"]
-    version: str
-    trouble: str | None = Field(None, description="What is wrong when degraded.")
-
-
-class ClusterView(View):
-    """The parts of the cluster, for `spcluster doctor`."""
-
-    version: str
-    url: str
-    pid: int = Field(description="Process of the head.")
-    started_at: float = Field(description="Unix seconds at which this head started.")
-    ticked_at: float | None = Field(None, description="Unix seconds of the last finished tick of its loop.")
-    store: str = Field(description="Where Redis is; never with a password.")
-    store_embedded: bool = False
-    ray: str = Field(description="Address of the Ray cluster.")
-    jobs: dict[str, int] = Field({}, description="Number of jobs by state.")

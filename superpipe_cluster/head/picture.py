@@ -1,0 +1,139 @@
+"""The picture that decisions are made from: taken of the store, the machine and the clocks.
+
+Owns the `Snapshot`'s making, and what must be remembered to make it quickly: the usage of everybody, and what others
+hold of the devices. All of it may be forgotten; the first picture of a new head reads everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from superpipe_cluster.errors import BadInput, NotFound
+from superpipe_cluster.lifecycle.record import JobRecord
+from superpipe_cluster.machine import Device
+from superpipe_cluster.scheduling.policy import DEFAULT, Policy
+from superpipe_cluster.scheduling.snapshot import DeviceView, Quota, Snapshot, waits_for
+from superpipe_cluster.scheduling.usage import UsageBook
+from superpipe_cluster.scheduling.windows import Window
+from superpipe_cluster.store.interface import JobStore
+
+_log = logging.getLogger(__name__)
+
+#: Bytes that processes which are not ours hold on a device, given the jobs that are on it.
+Foreign = Callable[[Device, Sequence[JobRecord]], int]
+
+
+class Camera:
+    """Takes pictures. Used by one thread.
+
+    Args:
+        store: where jobs and settings are.
+        devices: of this cluster.
+        host_usable_bytes: tells how much RAM all host copies together may take.
+        foreign: tells what others hold of a device.
+        wall: unix seconds by the wall clock, which windows go by.
+        policy: the numbers to decide by.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        devices: Sequence[Device],
+        host_usable_bytes: Callable[[], int],
+        foreign: Foreign,
+        wall: Callable[[], float],
+        policy: Policy = DEFAULT,
+    ) -> None:
+        self._store = store
+        self._devices = tuple(devices)
+        self._host_usable_bytes = host_usable_bytes
+        self._foreign = foreign
+        self._wall = wall
+        self._policy = policy
+        self._book: UsageBook | None = None
+        self._seen: dict[str, JobRecord] = {}
+        self._foreign_bytes = dict.fromkeys((device.id for device in devices), 0)
+
+    def look_around(self, holders: Sequence[JobRecord]) -> bool:
+        """Read what others hold of the devices; whether that has changed."""
+        before = self._foreign_bytes
+        self._foreign_bytes = {
+            device.id: self._foreign(device, [record for record in holders if record.device == device.id])
+            for device in self._devices
+        }
+        for device_id, foreign_bytes in self._foreign_bytes.items():
+            if foreign_bytes != before[device_id]:
+                _log.info("%s: other processes hold %d bytes", device_id, foreign_bytes)
+        return before != self._foreign_bytes
+
+    def take(self, active: Sequence[JobRecord]) -> Snapshot:
+        """The picture of this moment; `active` are all jobs that have not ended."""
+        records = {record.id: record for record in active}
+        named = {job_id for record in active if record.state.is_waiting for job_id in waits_for(record)}
+        for job_id in named - records.keys():
+            with suppress(NotFound):
+                records[job_id] = self._store.get(job_id)
+        now = self._store.now()
+        settings = self._store.settings()
+        return Snapshot.of(
+            tuple(records.values()),
+            (self._view(device) for device in self._devices),
+            host_usable_bytes=self._host_usable_bytes(),
+            now=now,
+            usage=self._usage(active, now),
+            quotas=quotas(settings),
+            windows=windows(settings),
+            wall=self._wall(),
+            policy=self._policy,
+        )
+
+    def _view(self, device: Device) -> DeviceView:
+        foreign_bytes = self._foreign_bytes[device.id]
+        capacity_bytes = max(0, device.capacity_bytes - foreign_bytes)
+        return DeviceView(device.id, capacity_bytes, device.link_bytes_per_s, foreign_bytes)
+
+    def _usage(self, active: Sequence[JobRecord], now: float) -> Mapping[str, float]:
+        """Decayed byte-seconds by user. Every job that was given a device was in the picture before, as waiting."""
+        if self._book is None:
+            self._book = UsageBook(self._store.list_jobs(), now, self._policy.half_life_s)
+            self._seen = {}
+        else:
+            for record in active:
+                before = self._seen.pop(record.id, None)
+                if before is not record:
+                    self._book.changed(before, record, now)
+            for before in self._seen.values():  # these have ended
+                with suppress(NotFound):
+                    self._book.changed(before, self._store.get(before.id), now)
+        self._seen = {record.id: record for record in active}
+        return self._book.totals((record for record in active if record.state.holds_device), now)
+
+
+def quotas(settings: Mapping[str, Any]) -> dict[str, Quota]:
+    """The quotas among what admins have set, by user."""
+    found: dict[str, Quota] = {}
+    for user, value in _named(settings, "quota:"):
+        with suppress(TypeError, KeyError):  # see `windows`
+            fields = {
+                name: value[name] for name in ("guaranteed_bytes", "limit_bytes", "weight") if name in value
+            }
+            found[user] = Quota(user, **fields)
+    return found
+
+
+def windows(settings: Mapping[str, Any]) -> dict[str, Window]:
+    """The windows among what admins have set, by name."""
+    found: dict[str, Window] = {}
+    for name, value in _named(settings, "window:"):
+        with suppress(
+            BadInput, TypeError, KeyError
+        ):  # a newer version's may mean nothing here; the queue goes on
+            found[name] = Window.from_json({"name": name, **value})
+    return found
+
+
+def _named(settings: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    return [(name.removeprefix(prefix), value) for name, value in settings.items() if name.startswith(prefix)]

@@ -1,0 +1,211 @@
+"""The books while decisions are made: what every device, user and array holds, and what has been decided so far.
+
+Owns the sums, and that no decision breaks them: bytes are given only out of what is free now. Everybody who decides
+something writes it down here at once, so that the next one sees it. Nothing outlives one call of `decide`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from superpipe_cluster.lifecycle.record import JobRecord
+from superpipe_cluster.lifecycle.states import JobState
+from superpipe_cluster.scheduling.curve import ends_at, run_s
+from superpipe_cluster.scheduling.decisions import Preempt, Resize
+from superpipe_cluster.scheduling.device_books import (
+    ASKABLE,
+    UNLIMITED,
+    DeviceBooks,
+    Holder,
+    Pool,
+    Shadow,
+    is_leaving,
+)
+from superpipe_cluster.scheduling.snapshot import Snapshot
+from superpipe_cluster.scheduling.windows import Hours
+
+
+class End(NamedTuple):
+    """A job's likely end, and what comes back with it beyond what it can be asked for before.
+
+    Attributes:
+        at: unix seconds; infinite when nobody can tell.
+        size: bytes of the device.
+        link: bytes per second of its link.
+        host: RAM for host copies.
+        device: where.
+    """
+
+    at: float
+    size: int
+    link: int
+    host: int
+    device: DeviceBooks | None
+
+
+class Books:
+    """All of it.
+
+    Args:
+        snapshot: the moment.
+        holding: its jobs that hold a device, in an order that does not depend on the snapshot's.
+        hours: its windows.
+    """
+
+    def __init__(self, snapshot: Snapshot, holding: Iterable[JobRecord], hours: Hours) -> None:
+        self.now = snapshot.now
+        self.policy = snapshot.policy
+        self.quotas = snapshot.quotas
+        self.hours = hours
+        keeper = hours.keeper
+        floor = keeper.interactive_floor_bytes if keeper is not None else 0
+        views = sorted(snapshot.devices, key=lambda view: view.id)
+        self.devices = [DeviceBooks(view, min(floor, max(view.capacity_bytes, 0))) for view in views]
+        self.host = Pool(snapshot.host_free_bytes)
+        self.host_usable = snapshot.host_free_bytes
+        #: Shadows of jobs that wait, also those for host memory alone.
+        self.shadows: list[Shadow] = []
+        self.user_bytes: dict[str, int] = {}
+        #: Array -> how many of its tasks hold a device.
+        self.tasks: dict[str, int] = {}
+        self.holders: list[Holder] = []
+        self._placed: list[End] = []
+        by_id = {device.id: device for device in self.devices}
+        for job in holding:
+            self._enter(job, by_id.get(job.device or ""))
+
+    def _enter(self, job: JobRecord, device: DeviceBooks | None) -> None:
+        promised = job.promised_bytes
+        leaves = is_leaving(job)
+        target = 0 if leaves else promised
+        if job.budget_asked_bytes is not None and not leaves:
+            target = job.budget_asked_bytes
+        floor = target
+        if job.may_shrink and (job.state in ASKABLE or job.state is JobState.STARTING):
+            floor = min(target, max(job.shrink_floor_bytes, job.budget_min_bytes, job.floor_bytes))
+        holder = Holder(job, device, promised, target, floor, ends_at(job, self.now))
+        self.holders.append(holder)
+        self._count_job(job, promised)
+        self.host_usable += job.host_bytes
+        if leaves:
+            self.host.coming += job.host_bytes
+        if device is None:
+            return
+        device.holders.append(holder)
+        device.bytes.free -= promised
+        device.bytes.coming += promised - target
+        device.link.free -= job.link_min_bytes_per_s
+        device.count(job, promised)
+        if leaves:
+            device.link.coming += job.link_min_bytes_per_s
+
+    def quota_left(self, user: str) -> int:
+        """Bytes that the user may still take."""
+        quota = self.quotas.get(user)
+        if quota is None or quota.limit_bytes is None:
+            return UNLIMITED
+        return quota.limit_bytes - self.user_bytes.get(user, 0)
+
+    def guaranteed_left(self, user: str) -> int:
+        """Bytes of the user's guarantee that they do not hold; below 0: they borrow that many."""
+        quota = self.quotas.get(user)
+        return (quota.guaranteed_bytes if quota is not None else 0) - self.user_bytes.get(user, 0)
+
+    # ---- what is decided -------------------------------------------------------------------------------
+
+    def start(self, job: JobRecord, device: DeviceBooks) -> None:
+        """Give a waiting job its guaranteed bytes."""
+        device.bytes.free -= job.budget_min_bytes
+        device.link.free -= job.link_min_bytes_per_s
+        self.host.free -= job.host_bytes
+        self._place(job, device)
+
+    def top_up(self, job: JobRecord, device: DeviceBooks, more: int) -> None:
+        """Give a job that starts more than its guaranteed bytes."""
+        device.bytes.free -= more
+        device.count(job, more)
+        self.user_bytes[job.user] += more
+
+    def claim(self, job: JobRecord, device: DeviceBooks) -> None:
+        """Set aside what a waiting job needs: it starts as soon as that is free."""
+        device.bytes.claimed += job.budget_min_bytes
+        device.link.claimed += job.link_min_bytes_per_s
+        self.host.claimed += job.host_bytes
+        self._place(job, device)
+
+    def keep(self, devices: Iterable[DeviceBooks], shadow: Shadow) -> None:
+        """Keep what the first one in line for these devices needs."""
+        self.shadows.append(shadow)
+        for device in devices:
+            device.shadow = shadow
+
+    def shrink(self, holder: Holder, target: int, why: str, for_job: str | None = None) -> None:
+        """Ask for fewer bytes. Who is asked already for somebody else goes on being asked for them."""
+        assert holder.can_be_asked
+        assert target <= holder.target
+        if holder.device is not None:
+            holder.device.bytes.coming += holder.target - target
+        holder.target = target
+        holder.floor = min(holder.floor, target)
+        if not holder.why:
+            holder.why, holder.for_job = why, for_job
+
+    def grow(self, holder: Holder, target: int, why: str) -> None:
+        """Offer more bytes. They count from now on, see [Note: two phases] in `lifecycle/record.py`."""
+        assert holder.can_be_asked
+        assert holder.device is not None
+        more = target - holder.promised
+        holder.device.bytes.free -= more
+        holder.device.count(holder.job, more)
+        self.user_bytes[holder.job.user] += more
+        holder.promised = holder.target = holder.floor = target
+        holder.why = why
+
+    def preempt(self, holder: Holder, why: str, for_job: str | None = None) -> None:
+        """Ask for all of its bytes: it is to save and queue again."""
+        holder.is_preempted = True
+        holder.why, holder.for_job = why, for_job
+        self.host.coming += holder.job.host_bytes
+        if holder.device is not None:
+            holder.device.bytes.coming += holder.target
+            holder.device.link.coming += holder.job.link_min_bytes_per_s
+        holder.target = holder.floor = 0
+
+    def asked(self) -> list[Preempt | Resize]:
+        """What is asked of running jobs now."""
+        asked: list[Preempt | Resize] = []
+        for holder in self.holders:
+            if holder.is_preempted:
+                asked.append(Preempt(holder.job.id, holder.why, holder.for_job))
+            elif holder.why:
+                asked.append(Resize(holder.job.id, holder.target, holder.why, holder.for_job))
+        return asked
+
+    def ends(self) -> list[End]:
+        """What comes back when, soonest first, those who have just been placed or promised a place included."""
+        ends = [
+            End(one.ends_at, one.floor, one.job.link_min_bytes_per_s, one.job.host_bytes, one.device)
+            for one in self.holders
+            if not one.is_leaving
+        ]
+        return sorted([*ends, *self._placed], key=_when)
+
+    def _place(self, job: JobRecord, device: DeviceBooks) -> None:
+        end = self.now + run_s(job)
+        device.count(job, job.budget_min_bytes)
+        self._count_job(job, job.budget_min_bytes)
+        self._placed.append(End(end, job.budget_min_bytes, job.link_min_bytes_per_s, job.host_bytes, device))
+        if device.shadow is not None:
+            device.shadow.take_device(job, end)
+        for shadow in self.shadows:
+            shadow.take_host(job, end)
+
+    def _count_job(self, job: JobRecord, size: int) -> None:
+        self.user_bytes[job.user] = self.user_bytes.get(job.user, 0) + size
+        if job.array is not None:
+            self.tasks[job.array] = self.tasks.get(job.array, 0) + 1
+
+
+def _when(end: End) -> float:
+    return end.at

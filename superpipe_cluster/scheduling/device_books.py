@@ -1,0 +1,198 @@
+"""One device's page of the books: who holds bytes there, what is free, on its way back, set aside, or kept.
+
+Owns the sums of one device. Those of all of them, and what is decided, are in `books.py`.
+
+[Note: free, coming, claimed] `free` was promised to nobody. `coming` is still promised to somebody who has been asked
+to give it back, and becomes free when they have. `claimed` is the part of both that is set aside for jobs in the line
+that are being made room for. What a job may take at once is free and not claimed; claims are met from what is
+coming first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from superpipe_cluster.lifecycle.record import JobRecord
+from superpipe_cluster.lifecycle.states import JobState
+from superpipe_cluster.scheduling.curve import falls, left_s
+from superpipe_cluster.scheduling.snapshot import DeviceView
+
+#: The class whose jobs may take what a window keeps for interactive ones.
+INTERACTIVE = 2
+#: Stands for "as much as anybody wants": a link of unknown speed, a user without a limit.
+UNLIMITED = 1 << 62
+
+#: Where a worker can be asked for another budget; elsewhere its bytes stay as they are.
+ASKABLE = (JobState.RUNNING, JobState.PAUSED)
+
+
+@dataclass(slots=True)
+class Pool:
+    """One thing that jobs are promised parts of. See [Note: free, coming, claimed]."""
+
+    free: int
+    coming: int = 0
+    claimed: int = 0
+
+    @property
+    def soon(self) -> int:
+        """What is there once everybody has given back what they were asked for; below 0: too much is promised."""
+        return self.free + self.coming - self.claimed
+
+    @property
+    def now(self) -> int:
+        """What may be given away at once."""
+        return min(self.free, self.free + self.coming - self.claimed)
+
+
+@dataclass(slots=True, eq=False)
+class Holder:
+    """A job with a device.
+
+    Attributes:
+        job: its record.
+        device: where it is; None when that device is not there any more.
+        promised: bytes that count against the device now.
+        target: what it will hold once it has done all it was asked to; 0 when it is to stop.
+        floor: the smallest that `target` may become to let others in.
+        ends_at: when it is likely to end, unix seconds; infinite when nobody can tell.
+        why: the sentence that goes with what is asked of it now; empty while nothing is.
+        for_job: whom that is for.
+        is_preempted: it is asked now to save and queue again.
+        way: what its bytes cost from `target` down to a floor, as found last, and these two.
+    """
+
+    job: JobRecord
+    device: DeviceBooks | None
+    promised: int
+    target: int
+    floor: int
+    ends_at: float
+    why: str = ""
+    for_job: str | None = None
+    is_preempted: bool = False
+    way: tuple[int, int, Sequence[tuple[int, float]]] = (0, 0, ())
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether a budget may be asked for: its program runs, and no other ask is under way from before."""
+        job = self.job
+        return (
+            job.state in ASKABLE
+            and job.budget_asked_bytes is None
+            and job.stop_asked is None
+            and not self.is_preempted
+        )
+
+    def way_down(self, floor: int, horizon_s: float) -> Sequence[tuple[int, float]]:
+        """What its bytes cost from its target down to `floor`, see `curve.falls`."""
+        if self.way[:2] != (self.target, floor):
+            parts = falls(self.job, self.target, floor, left_s(self.job, horizon_s))
+            self.way = self.target, floor, parts
+        return self.way[2]
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it has been asked to stop, before or now."""
+        return self.is_preempted or is_leaving(self.job)
+
+    @property
+    def can_be_stopped(self) -> bool:
+        """Whether it may be asked to save and stop. A job in a state that only a newer version knows is left alone."""
+        return not self.is_leaving and (self.job.state in ASKABLE or self.job.state is JobState.STARTING)
+
+
+@dataclass(slots=True)
+class Shadow:
+    """What is kept for the first job in line for a device. See [Note: backfill] in `backfill.py`.
+
+    Attributes:
+        until: when that job can start, unix seconds; None when nobody can tell.
+        bytes_left: of the device, what is left beside it then.
+        link_left: of its link.
+        host_left: of the RAM for host copies.
+    """
+
+    until: float | None
+    bytes_left: int
+    link_left: int
+    host_left: int
+
+    def lets_host(self, job: JobRecord, end: float) -> bool:
+        """Whether the job may take its host memory and delays nobody by that."""
+        return not job.host_bytes or self._is_over(end) or job.host_bytes <= self.host_left
+
+    def lets_device(self, job: JobRecord, end: float) -> bool:
+        """Whether the job may take its bytes on the device and delays nobody by that."""
+        fits = job.budget_min_bytes <= self.bytes_left and job.link_min_bytes_per_s <= self.link_left
+        return fits or self._is_over(end)
+
+    def take_host(self, job: JobRecord, end: float) -> None:
+        """Count what the job takes of what was left beside the first one."""
+        if not self._is_over(end):
+            self.host_left -= job.host_bytes
+
+    def take_device(self, job: JobRecord, end: float) -> None:
+        """Count what the job takes of what was left beside the first one."""
+        if not self._is_over(end):
+            self.bytes_left -= job.budget_min_bytes
+            self.link_left -= job.link_min_bytes_per_s
+
+    def _is_over(self, end: float) -> bool:
+        return self.until is not None and end <= self.until
+
+
+class DeviceBooks:
+    """One device.
+
+    Args:
+        view: what is known of it.
+        interactive_floor: bytes that only interactive jobs may take now.
+    """
+
+    def __init__(self, view: DeviceView, interactive_floor: int) -> None:
+        self.id = view.id
+        self.view = view
+        self.capacity = view.capacity_bytes
+        self.bytes = Pool(view.capacity_bytes)
+        self.link = Pool(view.link_bytes_per_s or UNLIMITED)
+        self.holders: list[Holder] = []
+        self.interactive_floor = interactive_floor
+        #: What interactive jobs hold, or are promised: it counts towards their floor.
+        self.interactive_bytes = 0
+        self.shadow: Shadow | None = None
+
+    def kept_from(self, job: JobRecord) -> int:
+        """Bytes that this job may not take, since others may need them at any moment."""
+        if not self.interactive_floor or job.priority >= INTERACTIVE:
+            return 0
+        return max(self.interactive_floor - self.interactive_bytes, 0)
+
+    def room(self, job: JobRecord) -> int:
+        """Bytes that this job may take at once."""
+        return self.bytes.now - self.kept_from(job)
+
+    @property
+    def reclaimable(self) -> int:
+        """Bytes that jobs here can be asked for, now or once they have done what they were asked last."""
+        return sum(holder.target - holder.floor for holder in self.holders)
+
+    def most(self, job: JobRecord) -> int:
+        """Bytes that this job could have if it were alone here."""
+        return self.capacity if job.priority >= INTERACTIVE else self.capacity - self.interactive_floor
+
+    def could_ever(self, job: JobRecord) -> bool:
+        """Whether the job would fit if it were alone here."""
+        link = self.view.link_bytes_per_s
+        return job.budget_min_bytes <= self.most(job) and (not link or job.link_min_bytes_per_s <= link)
+
+    def count(self, job: JobRecord, size: int) -> None:
+        """Count `size` bytes more of the job towards the interactive floor, if it is one that this is for."""
+        if job.priority >= INTERACTIVE:
+            self.interactive_bytes += size
+
+
+def is_leaving(job: JobRecord) -> bool:
+    """Whether a job with a device was asked to stop, at any time before now."""
+    return job.stop_asked is not None or job.state is JobState.STOPPING
