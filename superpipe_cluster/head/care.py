@@ -14,7 +14,7 @@ from superpipe_cluster.head.happenings import happen
 from superpipe_cluster.head.home import Home
 from superpipe_cluster.head.launch import Launcher
 from superpipe_cluster.head.presence import Presence
-from superpipe_cluster.lifecycle.events import Lost, StopAsked
+from superpipe_cluster.lifecycle.events import Event, Exited, Lost, StopAsked
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import EndReason, JobState
 from superpipe_cluster.machine import Device
@@ -117,17 +117,25 @@ class Care:
             device = self._devices.get(record.device or "")
             if not self._executor.clear(self._home.job(record.id).root, device):
                 continue  # something of it still lives; ask again next round
-            if record.state is JobState.STARTING and not self._presence.was_launched(worker):
-                # Placed by a head that died before it could know of a worker. It never reported, so nobody
-                # has seen this attempt; it is begun (again) at no cost.
-                self._launcher.launch(record)
+            if record.state is not JobState.STARTING or self._presence.was_there(worker):
+                self._over(record, Lost(EndReason.WORKER_LOST, "its worker process disappeared"))
+            elif self._presence.was_placed(worker):
+                self._launcher.launch(record)  # it could not be written down: the disk was full
             else:
-                event = Lost(EndReason.WORKER_LOST, "its worker process disappeared")
-                after = happen(self._store, record, event)
-                if after is not None:
-                    _log.info("job %s: epoch %d is lost, now %s", record.id, record.epoch, after.state)
+                # Whether the head that placed it has started a worker, nobody knows; it may even have reported, and its
+                # report be on its way still. So it begins again in an epoch of its own, which costs the job no loss.
+                self._over(
+                    record, Exited(EndReason.PREEMPTED, "the head died before its worker was heard of")
+                )
             changed = True
         return changed
+
+    def _over(self, record: JobRecord, event: Event) -> None:
+        after = happen(self._store, record, event)
+        if after is not None:
+            _log.info(
+                "job %s: epoch %d is over (%s), now %s", record.id, record.epoch, event.kind, after.state
+            )
 
     # ---- time ------------------------------------------------------------------------------------------
 

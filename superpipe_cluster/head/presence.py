@@ -21,21 +21,30 @@ class Presence:
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._mutex = threading.Lock()
-        self._launched: set[Worker] = set()
+        self._placed: set[Worker] = set()
         self._heard_s: dict[Worker, float] = {}
         self._forced: set[Worker] = set()
         self._told: dict[Worker, Hashable] = {}
 
+    def placed(self, worker: Worker) -> None:
+        """This head gave the worker its bytes, and has not asked the executor for it yet."""
+        with self._mutex:
+            self._placed.add(worker)
+
+    def was_placed(self, worker: Worker) -> bool:
+        """Whether it was this head that gave the worker its bytes."""
+        with self._mutex:
+            return worker in self._placed
+
     def launched(self, worker: Worker) -> None:
         """This head asked the executor for the worker."""
         with self._mutex:
-            self._launched.add(worker)
             self._heard_s.setdefault(worker, self._monotonic())
 
-    def was_launched(self, worker: Worker) -> bool:
-        """Whether this head asked for the worker."""
+    def was_there(self, worker: Worker) -> bool:
+        """Whether this head asked for the worker, or found it alive."""
         with self._mutex:
-            return worker in self._launched
+            return worker in self._heard_s
 
     def heard(self, worker: Worker) -> None:
         """The worker has reported."""
@@ -78,7 +87,7 @@ class Presence:
     def forget_all_but(self, workers: frozenset[Worker]) -> None:
         """Drop what is known of workers whose attempts are over."""
         with self._mutex:
-            self._launched &= workers
+            self._placed &= workers
             self._forced &= workers
             self._heard_s = {worker: at for worker, at in self._heard_s.items() if worker in workers}
             self._told = {worker: orders for worker, orders in self._told.items() if worker in workers}

@@ -18,7 +18,7 @@ from contextlib import suppress
 from enum import StrEnum
 
 from superpipe_cluster.errors import NotFound, StaleWrite
-from superpipe_cluster.execution.interface import Executor
+from superpipe_cluster.execution.interface import Executor, Worker
 from superpipe_cluster.head.care import Care
 from superpipe_cluster.head.happenings import happen
 from superpipe_cluster.head.home import Home
@@ -97,6 +97,7 @@ class Tick:
         self._store = store
         self._outlook = outlook if outlook is not None else Outlook()
         by_id = {device.id: device for device in devices}
+        self._presence = presence
         self._launcher = Launcher(store, executor, presence, home, by_id)
         self._care = Care(store, executor, presence, home, by_id, self._launcher)
         foreign = foreign if foreign is not None else lambda *_: 0
@@ -178,6 +179,7 @@ class Tick:
         placed = self._happen(record, Placed(device, budget_bytes))
         if placed is not None:
             _log.info("job %s: attempt %d placed on %s", placed.id, placed.attempt, device)
+            self._presence.placed(Worker(placed.id, placed.epoch))
             self._launcher.launch(placed)
 
     def _wait(self, record: JobRecord, reason: str, message: str) -> None:

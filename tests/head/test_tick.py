@@ -111,7 +111,7 @@ def test_a_new_head_adopts_what_runs(lab: Lab) -> None:
     assert (lab.state(job), lab.get(job).attempt, lab.get(job).step) == ("RUNNING", 1, 7)
 
 
-def test_a_head_that_died_between_promise_and_start_costs_no_attempt(lab: Lab) -> None:
+def test_a_head_that_died_between_promise_and_start_costs_no_loss(lab: Lab) -> None:
     job = lab.submit()
     lab.executor.broken = True
     with pytest.raises(ConnectionError):
@@ -119,6 +119,18 @@ def test_a_head_that_died_between_promise_and_start_costs_no_attempt(lab: Lab) -
     assert lab.state(job) == "STARTING"
     lab.executor.broken = False
     lab.new_head()
+    lab.tick.run()
+    again = lab.get(job)
+    assert (again.losses, lab.executor.started) == (0, [Worker(job.id, again.epoch)])
+    assert lab.tell(job, epoch=1, running=True).stale  # a worker that the first head may have started
+
+
+def test_a_worker_that_could_not_be_started_is_asked_for_again(lab: Lab) -> None:
+    job = lab.submit()
+    lab.executor.broken = True
+    with pytest.raises(ConnectionError):
+        lab.tick.run()
+    lab.executor.broken = False
     lab.tick.run()
     assert (lab.get(job).attempt, lab.executor.started) == (1, [Worker(job.id, 1)])
 
