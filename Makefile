@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long simulate test-gpu bench-gpu bench zoo lint format clean
+.PHONY: help demo test test-long simulate chaos test-gpu bench-gpu bench zoo lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,17 +24,23 @@ SEEDS ?= 2000
 simulate: $(VENV)/.test ## The real head over a simulated cluster with every kind of fault, SEEDS=2000 times
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m simulation --seeds $(SEEDS) --processes 2
 
+KILLS ?= 30
+chaos: $(VENV)/.test ## kill -9 of every part of a real cluster, KILLS=30 times, while models train (half an hour)
+	SPCLUSTER_CHAOS_KILLS=$(KILLS) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s -m slow tests/chaos
+
 test-gpu: $(VENV)/.test ## The tests that need a CUDA device
 	$(BIN)/python -m pytest tests/gpu -m gpu
 
 bench-gpu: $(VENV)/.runtime ## The paper's tables and the rivals on a CUDA device (8 minutes)
 	$(BIN)/python bench/gpu --quick
 
-bench: $(VENV)/.test ## How close the runtime comes to its bounds, on virtual devices (half an hour, on an idle machine)
+bench: $(VENV)/.test ## How close runtime and scheduler come to their bounds (an hour, on an idle machine)
 	OMP_NUM_THREADS=1 $(BIN)/python bench/streaming.py --out bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python bench/overhead.py --out bench/results
 	OMP_NUM_THREADS=1 $(BIN)/python bench/forecast.py --json bench/results/forecast-virtual.json
 	OMP_NUM_THREADS=1 $(BIN)/python bench/batch_transfer.py --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/python bench/scheduler.py --out bench/results
+	OMP_NUM_THREADS=1 $(BIN)/python bench/night.py --out bench/results
 
 zoo: $(VENV)/.test ## Every kind of model there is, streamed and compared bit for bit (an hour)
 	$(PIP) --no-deps timm torchvision

@@ -57,7 +57,8 @@ def needs_of(job: JobSpec, plan: Plan | None, devices: Sequence[Device], host_to
     largest = max(devices, key=lambda device: device.capacity_bytes)
     _require_room(job, low, largest)
     floor, link = _elastic(job, plan, low, high, largest)
-    return Needs(low, high, _host(job, plan, host_total_bytes), floor, link)
+    # What it must not be shrunk below is also the least to start it with: its promise holds from the first step on.
+    return Needs(floor, high, _host(job, plan, host_total_bytes), floor, link)
 
 
 def require_quota(job: JobSpec, needs: Needs, quota: Quota | None) -> None:

@@ -42,6 +42,8 @@ def put_off(
     first = _first_in_line(books)
     if first is None or started.priority > first.priority or started.submitted_at <= first.submitted_at:
         return None
+    if (started.queued_at or 0.0) < (first.queued_at or 0.0):
+        return None  # it has waited longer, since the first one was back in line, and may have aged past it
     place = started.device or ""
     alone = {device: _empty_in_s(books, folders, device, started.id) for device in capacities}
     beside = dict(alone)
