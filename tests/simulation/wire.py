@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from simulation.faults import HeadKilled
 from simulation.head import TROUBLE
+from simulation.witness import Broken
 from superpipe_cluster.execution.interface import Orders, Report, Worker
 
 if TYPE_CHECKING:
@@ -61,12 +62,15 @@ class Wire:
         head = world.head
         if head is None:
             raise ConnectionError("no head")
+        is_old = world.witness.is_old(worker)
         try:
             with world.inside():
                 orders = head.reports.take(worker.job_id, worker.epoch, report)
         except HeadKilled:
             world.died(head)
             raise ConnectionError("the head died") from None
+        if is_old and not orders.stale:
+            raise Broken(f"{worker.name} is of an old epoch, and was answered as if it were not")
         world.note(f"  {worker.name} says {report} and hears {_in_words(orders)}")
         return orders
 

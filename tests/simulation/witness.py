@@ -301,13 +301,15 @@ class Witness:
 
     # ---- orders ----------------------------------------------------------------------------------------
 
+    def is_old(self, worker: Worker) -> bool:
+        """Whether the worker's epoch is over."""
+        return worker.epoch < self.books[worker.job_id].record.epoch
+
     def answered(self, worker: Worker, orders: Orders) -> None:
         """A worker has heard `orders`."""
         book = self.books[worker.job_id]
         record = book.record
         if record.epoch != worker.epoch:
-            if not orders.stale:
-                self._break(f"{worker.name} was taken for epoch {record.epoch}")
             return
         stop_owed = record.state is JobState.STOPPING and orders.stop is None
         budget_owed = (
