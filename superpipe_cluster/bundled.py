@@ -60,12 +60,12 @@ def worker_path(name: str) -> Path:
     Raises:
         NotFound: there is no worker of this name.
     """
-    names = workers()
-    if name not in names:
+    path = root() / "workers" / f"{name}.py"
+    if name.startswith("_") or Path(name).name != name or not path.is_file():
         raise _unknown(
-            "worker", name, names, otherwise="your own program is named by its path: worker: ./mine.py"
+            "worker", name, workers(), otherwise="your own program is named by its path: worker: ./mine.py"
         )
-    return root() / "workers" / f"{name}.py"
+    return path
 
 
 def jobs() -> list[BundledJob]:

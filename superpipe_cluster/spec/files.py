@@ -13,6 +13,7 @@ import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -109,8 +110,13 @@ def _matches(pattern: str) -> Iterator[Path]:
         yield from (Path(name) for name in glob.iglob(pattern, recursive=True) if os.path.isfile(name))
 
 
+@cache
+def _stdlib_root() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
 def _stdlib(pattern: str) -> Iterator[Path]:
-    root = Path(sysconfig.get_path("stdlib"))
+    root = _stdlib_root()
     searches = [(root, pattern)]
     if pattern.startswith("**/"):
         # Folder by folder, to stay out of site-packages: walking it takes far longer than all the rest.

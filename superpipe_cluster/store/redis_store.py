@@ -99,7 +99,7 @@ class RedisStore:
     ) -> list[JobRecord]:
         """See `JobStore.submit_all`."""
         user = check_new(records)
-        now = self.now()
+        now = 0.0 if all(record.submitted_at for record in records) else self.now()
         begun = [begin(record, record.submitted_at or now) for record in records]
         firsts = [_revised(first, 1) for first, _ in begun]
         jobs = [
