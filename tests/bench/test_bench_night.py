@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 from lab_replay import CONTENDERS, Replay
 from lab_week import DEVICE_BYTES, Assumptions, rates, week
 
+del sys.path[0]  # or `streaming` would be the bench of that name to all tests that are loaded later
+
 QUIET = Assumptions(load=0.1)
 
 
