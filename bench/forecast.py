@@ -3,8 +3,10 @@
     python bench/forecast.py [--json FILE] [--quick]
 
 For each program (model, batch, phase) the operators are timed in processor seconds, and each budget is forecast and
-run. What others take of the processor during a run is measured with it (its processor time over the clock, waiting for
-copies aside) and given to the forecast as the share that the program got; on an idle machine that is 1.
+run. What others take of the processor during a run is measured with it, and given to the forecast as the share that the
+program got: its processor time over the clock, waiting for copies aside, times how fast the processor was. A machine
+that is one of several on its host changes its speed by half from one minute to the next; so a yardstick, always the
+same arithmetic, is timed around the operators and around every run, and the share is relative to the former.
 """
 
 from __future__ import annotations
@@ -126,17 +128,18 @@ class Run:
     """The steps of one budget so far."""
 
     seconds: list[float] = field(default_factory=list)
+    yardsticks_s: list[float] = field(default_factory=list)
     computed_s: float = 0.0
     used_s: float = 0.0
     peak_bytes: int = 0
 
-    @property
-    def share(self) -> float:
-        """Of the processor, that it got when it did not wait for a copy."""
-        return min(1.0, self.used_s / self.computed_s)
+    def share(self, yardstick_s: float) -> float:
+        """Of the processor, as it was when the yardstick took so long, that it got when it did not wait for a copy."""
+        return min(1.0, self.used_s / self.computed_s) * yardstick_s / statistics.median(self.yardsticks_s)
 
     def more(self, program: Program, budget: int) -> None:
         """Some steps more."""
+        self.yardsticks_s.append(yardstick())
         probe = program.probe()
         device = VirtualDevice(link_bytes_per_s=program.link_bytes_per_s)
         with stream(probe.model, budget, device) as streamer:
@@ -153,6 +156,20 @@ class Run:
                     self.used_s += time.thread_time() - used_s
                     self.computed_s += taken - (streamer.stats().stall_s - stall_s)
             self.peak_bytes = max(self.peak_bytes, streamer.stats().peak_bytes)
+        self.yardsticks_s.append(yardstick())
+
+
+def yardstick() -> float:
+    """Processor seconds of some arithmetic that is always the same: products, and passes over memory."""
+    matrix, vector = torch.ones(256, 1024), torch.ones(4 << 20)
+    seconds: list[float] = []
+    with torch.no_grad():
+        for _ in range(15):
+            began = time.thread_time()
+            matrix @ matrix.T
+            vector.mul_(1.0)
+            seconds.append(time.thread_time() - began)
+    return statistics.median(seconds)
 
 
 def cases(program: Program) -> Iterator[dict[str, Any]]:
@@ -160,7 +177,9 @@ def cases(program: Program) -> Iterator[dict[str, Any]]:
     place = torch.device("cpu")
     trace = record(program.probe)
     profile = measure_machine(place)
+    around = [yardstick()]
     time_operators(trace, profile, place)
+    around.append(yardstick())
     idle = Planner(trace, profile, link_bytes_per_s=program.link_bytes_per_s)
     budgets = [idle.floor_bytes + int(way * (idle.whole_bytes - idle.floor_bytes)) for way in WAYS]
     runs = {budget: Run() for budget in budgets}
@@ -168,12 +187,13 @@ def cases(program: Program) -> Iterator[dict[str, Any]]:
         for budget, run in runs.items():
             run.more(program, budget)
     for budget, run in runs.items():
-        row = Planner(trace, profile, link_bytes_per_s=program.link_bytes_per_s, share=run.share).row(budget)
+        share = run.share(statistics.mean(around))
+        row = Planner(trace, profile, link_bytes_per_s=program.link_bytes_per_s, share=share).row(budget)
         step_s = statistics.median(run.seconds)
         yield {
             "program": program.name,
             "budget_bytes": budget,
-            "processor_share": run.share,
+            "processor_share": share,
             "forecast_peak_bytes": row.peak_bytes,
             "peak_bytes": run.peak_bytes,
             "peak_error": row.peak_bytes / run.peak_bytes - 1,
