@@ -137,7 +137,7 @@ class Replay:
     def _submit(self, job: LabJob) -> None:
         wanted = min(job.whole_bytes, DEVICE_BYTES)
         curve = tuple((size, slowdown, int(link * LINK_BYTES_PER_S)) for size, slowdown, link in job.curve)
-        # As `head.admission` does it: how far it may be shrunk, and what it needs of the link there.
+        # As `head.admission` does it: the guarantee, and what it needs of the link there.
         slowest = self._assumed.max_slowdown
         floor = job.floor_bytes if slowest is None else job.least_within(slowest)
         link_min = 0 if slowest is None else min(1.0, job.at(floor)[1] / slowest)
@@ -147,9 +147,8 @@ class Replay:
             user=job.user,
             kind="train",
             steps=max(1, round(job.alone_s)),  # a step is a second, alone and whole
-            budget_min_bytes=job.floor_bytes,
+            budget_min_bytes=floor,
             budget_max_bytes=wanted,
-            shrink_floor_bytes=floor,
             link_min_bytes_per_s=int(link_min * LINK_BYTES_PER_S),
             may_shrink=self._elastic,
             may_grow=self._elastic,

@@ -1,8 +1,8 @@
 """What the head asks of whatever runs the workers: the `Executor` protocol, and the words both sides use.
 
 Owns no processes. [Note: starts are at least once] A worker has the name of its job and epoch, and of one
-name there is at most one; asking for the same one again, by the same or by a later head, changes nothing. So
-the head may start again whatever it cannot know to be started, and two attempts never run side by side.
+name there is at most one; asking for the same one again changes nothing. So a head may ask again for what it could not
+start. What an earlier head may have started begins again under a new epoch: a report of that worker may be on its way.
 """
 
 from __future__ import annotations

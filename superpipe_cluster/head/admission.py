@@ -21,20 +21,18 @@ from superpipe_cluster.spec.units import format_bytes
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a job is promised at least, wants at most, may be shrunk to, and takes of the host, in bytes.
+    """What a job is promised at least, wants at most, and takes of the host, in bytes.
 
     Attributes:
-        budget_min_bytes: its guarantee.
+        budget_min_bytes: its guarantee, from the first step on; more than asked for where `max_slowdown` needs it.
         budget_max_bytes: its wish.
         host_bytes: RAM.
-        shrink_floor_bytes: its guarantee, or more where its `max_slowdown` needs more.
-        link_min_bytes_per_s: of the link, what it needs at that floor to stay within its `max_slowdown`; 0 without one.
+        link_min_bytes_per_s: of the link, what it needs there to stay within its `max_slowdown`; 0 without one.
     """
 
     budget_min_bytes: int
     budget_max_bytes: int
     host_bytes: int
-    shrink_floor_bytes: int = 0
     link_min_bytes_per_s: int = 0
 
 
@@ -57,8 +55,7 @@ def needs_of(job: JobSpec, plan: Plan | None, devices: Sequence[Device], host_to
     largest = max(devices, key=lambda device: device.capacity_bytes)
     _require_room(job, low, largest)
     floor, link = _elastic(job, plan, low, high, largest)
-    # What it must not be shrunk below is also the least to start it with: its promise holds from the first step on.
-    return Needs(floor, high, _host(job, plan, host_total_bytes), floor, link)
+    return Needs(floor, high, _host(job, plan, host_total_bytes), link)
 
 
 def require_quota(job: JobSpec, needs: Needs, quota: Quota | None) -> None:
@@ -86,7 +83,7 @@ def _require_room(job: JobSpec, size_bytes: int, largest: Device) -> None:
 
 
 def _elastic(job: JobSpec, plan: Plan | None, low: int, high: int, largest: Device) -> tuple[int, int]:
-    """How far the job may be shrunk, and the bytes per second of the link that it needs there."""
+    """The fewest bytes that the job is not too slow in, and the bytes per second of the link that it needs there."""
     slowdown = job.elastic.max_slowdown
     if slowdown is None:
         return low, 0

@@ -129,7 +129,7 @@ class Changes:
         return {
             "budget_min_bytes": needs.budget_min_bytes,
             "budget_max_bytes": needs.budget_max_bytes,
-            "shrink_floor_bytes": needs.shrink_floor_bytes,
+            "link_min_bytes_per_s": needs.link_min_bytes_per_s,
         }
 
     def _happen(self, record: JobRecord, event: Event) -> JobRecord:

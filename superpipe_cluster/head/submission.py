@@ -256,7 +256,6 @@ class Submission:
             cpus=job.resources.cpus,
             budget_min_bytes=needs.budget_min_bytes,
             budget_max_bytes=needs.budget_max_bytes,
-            shrink_floor_bytes=needs.shrink_floor_bytes,
             link_min_bytes_per_s=needs.link_min_bytes_per_s,
             may_shrink=job.elastic.shrink,
             may_grow=job.elastic.grow,

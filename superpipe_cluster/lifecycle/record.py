@@ -93,7 +93,8 @@ class JobRecord(BaseModel):
     # - what it was promised
     #: The device it is on, or was on when it ended; None while it waits.
     device: str | None = None
-    #: The guaranteed and the wanted end of the job's range of device bytes.
+    #: The guaranteed and the wanted end of the job's range of device bytes: it is not started with less than the
+    #: former, nor shrunk below it, and that is what its `max_slowdown` needs if it has one.
     budget_min_bytes: int = 0
     budget_max_bytes: int = 0
     #: Device bytes it holds at most, as its worker acknowledged, see [Note: two phases].
@@ -107,8 +108,6 @@ class JobRecord(BaseModel):
     charged_bytes: int = 0
     #: Since when it has had its budget.
     budget_since: float | None = None
-    #: It may be shrunk down to this many bytes, and no further: its guarantee, or what its `max_slowdown` needs.
-    shrink_floor_bytes: int = 0
     #: Whether its budget may be made smaller, and larger, while it runs.
     may_shrink: bool = True
     may_grow: bool = True
@@ -179,8 +178,8 @@ class JobRecord(BaseModel):
 
 #: What `Changed` may change, in a job that has not ended.
 CHANGEABLE = frozenset(
-    {"priority", "budget_min_bytes", "budget_max_bytes", "shrink_floor_bytes", "time_limit_s", "begin_at",
-     "window", "at_window_end"}
+    {"priority", "budget_min_bytes", "budget_max_bytes", "link_min_bytes_per_s", "time_limit_s",
+     "begin_at", "window", "at_window_end"}
 )  # fmt: skip
 
 

@@ -83,7 +83,7 @@ class Books:
             target = job.budget_asked_bytes
         floor = target
         if job.may_shrink and (job.state in ASKABLE or job.state is JobState.STARTING):
-            floor = min(target, max(job.shrink_floor_bytes, job.budget_min_bytes, job.floor_bytes))
+            floor = min(target, max(job.budget_min_bytes, job.floor_bytes))
         holder = Holder(job, device, promised, target, floor, ends_at(job, self.now))
         self.holders.append(holder)
         self._count_job(job, promised)

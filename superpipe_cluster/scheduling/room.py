@@ -5,7 +5,7 @@ Owns the choice among those who hold bytes. Whether room is to be made at all, a
 
 [Note: least damage] Bytes are asked for where they cost the fewest seconds: each job's forecast says how much longer
 its remaining steps take in a smaller budget, part by part of the curve, and the cheapest part of any job goes first.
-`shrink_floor_bytes` bounds every job's loss, so that none is slowed down beyond its `max_slowdown`. A job that stands
+Its guarantee bounds every job's loss, so that none is slowed down beyond its `max_slowdown`. A job that stands
 still loses nothing and gives first.
 """
 

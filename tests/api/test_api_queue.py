@@ -177,7 +177,7 @@ def test_a_job_is_changed_while_it_waits_and_while_it_runs(
     )
     assert (changed["time_limit_s"], changed["begin_at"], changed["window"]) == (None, 1893484800.0, "night")
     record = head.service.store.get(job_id)
-    assert (record.at_window_end, record.shrink_floor_bytes) == ("requeue", GIB)
+    assert (record.at_window_end, record.budget_min_bytes) == ("requeue", GIB)
     head.service.run(job_id)
     running = good(alice.patch(f"/v1/jobs/{job_id}", json={"gpu_memory": "2GiB", "window": None}))
     assert (running["state"], running["budget_min_bytes"], running["window"]) == ("RUNNING", 2 * GIB, None)

@@ -113,7 +113,6 @@ class Lab:
             "user": "ada",
             "budget_min_bytes": int(gib * GIB),
             "budget_max_bytes": int(gib * GIB),
-            "shrink_floor_bytes": int(gib * GIB),
             "max_attempts": 3,
             "output": str(folder.output),
         }

@@ -113,16 +113,15 @@ def slowed(slowdown: float, plan: Plan | None = FORESEEN, **resources: str) -> A
 
 def test_without_a_slowdown_the_floor_is_the_guarantee() -> None:
     found = needs(plan=FORESEEN, gpu_memory="2GiB..5GiB")
-    assert (found.shrink_floor_bytes, found.link_min_bytes_per_s) == (2 * GIB, 0)
+    assert (found.budget_min_bytes, found.link_min_bytes_per_s) == (2 * GIB, 0)
 
 
 def test_a_slowdown_raises_the_floor_to_where_the_forecast_keeps_it() -> None:
-    assert slowed(2.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 3 * GIB
     assert slowed(2.0, gpu_memory="2GiB..5GiB").budget_min_bytes == 3 * GIB
-    assert slowed(3.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 5 * GIB // 2
-    assert slowed(1.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 4 * GIB
-    assert slowed(9.0, gpu_memory="2GiB..5GiB").shrink_floor_bytes == 2 * GIB
-    assert slowed(9.0, gpu_memory="3GiB..5GiB").shrink_floor_bytes == 3 * GIB
+    assert slowed(3.0, gpu_memory="2GiB..5GiB").budget_min_bytes == 5 * GIB // 2
+    assert slowed(1.0, gpu_memory="2GiB..5GiB").budget_min_bytes == 4 * GIB
+    assert slowed(9.0, gpu_memory="2GiB..5GiB").budget_min_bytes == 2 * GIB
+    assert slowed(9.0, gpu_memory="3GiB..5GiB").budget_min_bytes == 3 * GIB
 
 
 def test_a_slowdown_needs_its_part_of_the_link() -> None:

@@ -23,7 +23,7 @@ def lab(tmp_path: Path) -> Lab:
 @pytest.fixture
 def job(lab: Lab) -> JobRecord:
     """A running job that holds 8 GiB of 10, at its second step."""
-    job = lab.submit(gib=8, budget_min_bytes=2 * GIB, shrink_floor_bytes=2 * GIB, may_grow=False)
+    job = lab.submit(gib=8, budget_min_bytes=2 * GIB, may_grow=False)
     lab.run(job)
     lab.tell(job, step=2, k=4, step_s=1.0, held_bytes=8 * GIB, floor_bytes=2 * GIB)
     return job

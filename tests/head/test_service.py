@@ -286,7 +286,7 @@ def test_the_record_says_what_the_scheduler_goes_by(desk: Desk) -> None:
         resources={"gpu_memory": "300MiB..1GiB"},
     )
     assert record.curve == ((GIB // 4, 3.0, 3000), (GIB // 2, 2.0, 2000), (GIB, 1.0, 0))
-    assert (record.shrink_floor_bytes, record.link_min_bytes_per_s) == (GIB // 2, 1000)
+    assert (record.budget_min_bytes, record.link_min_bytes_per_s) == (GIB // 2, 1000)
     assert (record.may_shrink, record.may_grow, record.priority) == (True, False, 2)
     assert (record.window, record.at_window_end, record.begin_at) == ("night", "pause", 1893456000.0)
     assert (record.after, record.after_any, record.after_fail) == ((first.id,), (first.id,), ())
@@ -296,7 +296,7 @@ def test_the_record_says_what_the_scheduler_goes_by(desk: Desk) -> None:
 def test_without_a_forecast_there_is_no_curve(desk: Desk) -> None:
     desk.plan = None
     record = desk.submit(resources={"gpu_memory": "1GiB..2GiB"})
-    assert (record.curve, record.shrink_floor_bytes, record.link_min_bytes_per_s) == ((), GIB, 0)
+    assert (record.curve, record.budget_min_bytes, record.link_min_bytes_per_s) == ((), GIB, 0)
 
 
 def test_equal_jobs_are_planned_once(desk: Desk) -> None:

@@ -44,7 +44,7 @@ def under_way(job_id: str, held: int, asked: int, **fields: object):
 
 
 def test_a_newcomer_is_let_in_by_what_a_neighbour_can_spare() -> None:
-    situation = [running("1", "cpu:0", 10, low=4, shrink_floor_bytes=5), job("2", 3)]
+    situation = [running("1", "cpu:0", 10, low=5), job("2", 3)]
     assert starts(*situation) == {}
     assert Resize("1", 7, "room for job 2", "2") in decided(*situation)
     wait = all_waits(*situation)["2"]
@@ -63,7 +63,7 @@ def test_bytes_are_given_away_only_when_they_are_free() -> None:
 
 
 def test_nobody_is_shrunk_below_the_floor_or_in_vain() -> None:
-    for floors in ({"shrink_floor_bytes": 8}, {"floor_bytes": 8}, {"may_shrink": False}):
+    for floors in ({"floor_bytes": 8}, {"may_shrink": False}):
         situation = [running("1", "cpu:0", 10, low=4, **floors), job("2", 3)]
         assert resizes(*situation) == {}
         assert waits(*situation) == {"2": WaitReason.RESOURCES}

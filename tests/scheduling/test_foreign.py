@@ -24,7 +24,7 @@ def asked(decisions: list[Decision]) -> dict[str, int | None]:
     }
 
 
-ELASTIC = {"low": 4, "shrink_floor_bytes": 6, "floor_bytes": 2}
+ELASTIC = {"low": 6, "floor_bytes": 2}
 
 
 def test_ours_shrink_to_what_they_can_spare() -> None:
@@ -36,7 +36,7 @@ def test_then_to_where_they_stop_working() -> None:
     assert asked(beside(5, running("1", "cpu:0", 10, **ELASTIC))) == {"1": 5}
     assert asked(beside(8, running("1", "cpu:0", 10, **ELASTIC))) == {"1": 2}
     # Without a word of the worker, the forecast's smallest budget.
-    curve = {"low": 4, "shrink_floor_bytes": 6, "curve": ((3, 2.0, 0), (10, 1.0, 0))}
+    curve = {"low": 6, "curve": ((3, 2.0, 0), (10, 1.0, 0))}
     assert asked(beside(7, running("1", "cpu:0", 10, **curve))) == {"1": 3}
     # All give what they can spare before anybody gives more.
     two = [running("1", "cpu:0", 5, low=3, floor_bytes=1), running("2", "cpu:0", 5, low=5, floor_bytes=1)]

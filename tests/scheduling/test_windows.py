@@ -163,7 +163,7 @@ def test_a_job_that_waits_for_its_window_holds_nobody_up() -> None:
 
 
 def test_at_the_end_of_the_window_a_job_does_what_it_asked_for() -> None:
-    runs = running("1", "cpu:0", 8, low=3, shrink_floor_bytes=4, **MINE)
+    runs = running("1", "cpu:0", 8, low=4, **MINE)
     modes = {mode: runs.model_copy(update={"at_window_end": mode}) for mode in ("shrink", "pause", "requeue")}
     assert resizes(modes["shrink"], **DAY) == {"1": 4}
     assert Pause("1") in decided(modes["pause"], **DAY)
@@ -173,7 +173,7 @@ def test_at_the_end_of_the_window_a_job_does_what_it_asked_for() -> None:
 
 
 def test_it_is_asked_once() -> None:
-    done = running("1", "cpu:0", 4, low=3, shrink_floor_bytes=4, **MINE)
+    done = running("1", "cpu:0", 4, low=4, **MINE)
     assert decided(done, **DAY) == []
     asked = running("1", "cpu:0", 8, low=4, budget_asked_bytes=4, **MINE)
     assert decided(asked, **DAY) == []

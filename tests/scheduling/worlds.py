@@ -54,7 +54,7 @@ DEVICES = st.lists(
 
 def floor_of(job: JobRecord) -> int:
     """The fewest bytes that it may be asked for to let others in."""
-    return max(job.shrink_floor_bytes, job.budget_min_bytes, job.floor_bytes)
+    return max(job.budget_min_bytes, job.floor_bytes)
 
 
 @st.composite
@@ -73,7 +73,6 @@ def queued_jobs(draw: st.DrawFn, first_id: int = 1, most: int = 8) -> list[JobRe
             "user": draw(st.sampled_from(USERS)),
             "priority": draw(st.integers(-1, 2)),
             "submitted_at": NOW - draw(st.sampled_from([1.0, 2.0, 100.0, 200_000.0])),
-            "shrink_floor_bytes": draw(st.integers(low, high)),
             "may_shrink": draw(st.integers(0, 4)) > 0,
             "may_grow": draw(st.integers(0, 4)) > 0,
             "host_bytes": draw(st.integers(0, 6)),

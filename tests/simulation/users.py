@@ -119,7 +119,6 @@ class Users:
             "steps": steps,
             "budget_min_bytes": low,
             "budget_max_bytes": whole,
-            "shrink_floor_bytes": low if rng.random() < 0.6 else int(low + 0.3 * (whole - low)),
             "may_shrink": rng.random() < 0.85,
             "may_grow": rng.random() < 0.85,
             "curve": curve,
