@@ -139,22 +139,28 @@ class HeadActor:
         self._pulse.trouble = trouble
 
     def _serve(self, cluster: ClusterFile, service: HeadService) -> None:
-        listener = _listen(cluster.host, cluster.port)
+        listener = listen(cluster.host, cluster.port)
         self._listening.set()
         config = uvicorn.Config(build_app(service), log_config=None, access_log=False, lifespan="off")
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """The API's port, as soon as nobody else has it."""
     told = False
     while True:
         try:
-            return socket.create_server((host, port), backlog=128)
+            listener = socket.create_server((host, port), backlog=128)
         except OSError as error:
             if not told:
                 _log.warning("cannot listen on %s port %d yet: %s", host, port, error)
             told = True
             time.sleep(_BIND_EVERY_S)
+            continue
+        # For all its connections. An answer is written in two pieces, head and body; otherwise the second one waits
+        # until the client has acknowledged the first, which it puts off for 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
 
 
 def _log_to(path: Path) -> None:
