@@ -41,32 +41,44 @@ def keep_for(books: Books, devices: Sequence[DeviceBooks], job: JobRecord) -> fl
             best = shadow.until, device.id, device, shadow
     if best is None:
         host_left = max(books.host.now - job.host_bytes, 0)
-        books.keep(unknown, Shadow(None, 0, 0, host_left))
+        books.keep(unknown, Shadow(None, 0, 0, 0, host_left))
         return None
     until, _, device, shadow = best
     books.keep([device], shadow)
     for other in unknown:  # it may have room there sooner, nobody knows
-        other.shadow = Shadow(None, 0, 0, UNLIMITED)
+        other.shadow = Shadow(None, 0, 0, 0, UNLIMITED)
     return until
 
 
 def _shadow(books: Books, device: DeviceBooks, job: JobRecord, ends: Sequence[End]) -> Shadow | None:
     """The earliest moment at which the job fits on the device, and what is left beside it; None if unknown."""
-    size = device.bytes.soon + device.reclaimable - device.kept_from(job) - job.budget_min_bytes
+    size, spare = device.bytes.soon - device.kept_from(job), device.reclaimable
     link = device.link.soon - job.link_min_bytes_per_s
     host = books.host.soon - job.host_bytes
-    at = books.now
+    at, relieved, strain = books.now, 0, device.strain
+
+    def fit() -> tuple[int, int] | None:
+        """What is left then of the bytes and of the traffic; with nobody shrunk if that will do."""
+        for room, traffic in ((size, relieved), (size + spare, relieved - strain)):
+            needs = books.needs(device, job, traffic)
+            if needs is not None and needs <= room:
+                return room - needs, device.traffic_left + traffic - device.use(job, needs)
+        return None
+
+    left = fit()
     for end in ends:
-        if size >= 0 and link >= 0 and host >= 0:
+        if left is not None and link >= 0 and host >= 0:
             break
         at = end.at
         host += end.host
         if end.device is device:
-            size += end.size
+            size, spare = size + end.size, spare - end.spare
+            relieved, strain = relieved + end.traffic, strain - end.strain
             link += end.link
-    if isinf(at) or size < 0 or link < 0 or host < 0:
+            left = fit()
+    if isinf(at) or left is None or link < 0 or host < 0:
         return None
-    return Shadow(at, size, link, host)
+    return Shadow(at, left[0], link, left[1], host)
 
 
 def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
@@ -78,19 +90,21 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
     """
     free = {device.id: device.bytes.soon + device.reclaimable for device in books.devices}
     link = {device.id: device.link.soon for device in books.devices}
+    relieved = dict.fromkeys(free, 0)
     host, at = books.host.soon, books.now
     number = count()
     ends = [(end.at, next(number), end) for end in books.ends() if not isinf(end.at)]
     heapify(ends)
     starts: dict[str, float] = {}
     for job in line:
-        needs, needs_link = job.budget_min_bytes, job.link_min_bytes_per_s
+        needs_link = job.link_min_bytes_per_s
         able = [device for device in books.devices if device.could_ever(job)]
         while True:
             fitting = [
-                (free[device.id], device.id, device)
+                (free[device.id], device.id, device, needs)
                 for device in able
-                if free[device.id] - device.kept_from(job) >= needs
+                if (needs := books.needs(device, job, relieved[device.id])) is not None
+                and free[device.id] - device.kept_from(job) >= needs
                 and link[device.id] >= needs_link
                 and host >= job.host_bytes
             ]
@@ -100,16 +114,22 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
             at = max(at, end_at)
             host += end.host
             if end.device is not None:
-                free[end.device.id] += end.size
+                free[end.device.id] += end.size - end.spare
                 link[end.device.id] += end.link
+                relieved[end.device.id] += end.traffic
         if not fitting:
             break
-        _, chosen, device = min(fitting)
+        _, chosen, device, needs = min(fitting)
         starts[job.id] = at
         free[chosen] -= needs
         link[chosen] -= needs_link
+        use = device.use(job, needs)
+        relieved[chosen] -= use
         host -= job.host_bytes
         end_at = at + run_s(job)
         if not isinf(end_at):
-            heappush(ends, (end_at, next(number), End(end_at, needs, needs_link, job.host_bytes, device)))
+            heappush(
+                ends,
+                (end_at, next(number), End(end_at, needs, 0, needs_link, use, 0, job.host_bytes, device)),
+            )
     return starts

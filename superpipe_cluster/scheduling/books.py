@@ -27,19 +27,25 @@ from superpipe_cluster.scheduling.windows import Hours
 
 
 class End(NamedTuple):
-    """A job's likely end, and what comes back with it beyond what it can be asked for before.
+    """A job's likely end, and what comes back with it.
 
     Attributes:
         at: unix seconds; infinite when nobody can tell.
         size: bytes of the device.
-        link: bytes per second of its link.
+        spare: of these, what it can be asked for before.
+        link: bytes per second of its link that it was promised.
+        traffic: bytes per second that it is likely to use of it.
+        strain: how many more if it were asked for all that it can spare.
         host: RAM for host copies.
         device: where.
     """
 
     at: float
     size: int
+    spare: int
     link: int
+    traffic: int
+    strain: int
     host: int
     device: DeviceBooks | None
 
@@ -61,7 +67,10 @@ class Books:
         keeper = hours.keeper
         floor = keeper.interactive_floor_bytes if keeper is not None else 0
         views = sorted(snapshot.devices, key=lambda view: view.id)
-        self.devices = [DeviceBooks(view, min(floor, max(view.capacity_bytes, 0))) for view in views]
+        self.devices = [
+            DeviceBooks(view, min(floor, max(view.capacity_bytes, 0)), self.policy.link_crowd)
+            for view in views
+        ]
         self.host = Pool(snapshot.host_free_bytes)
         self.host_usable = snapshot.host_free_bytes
         #: Shadows of jobs that wait, also those for host memory alone.
@@ -96,6 +105,7 @@ class Books:
         device.bytes.free -= promised
         device.bytes.coming += promised - target
         device.link.free -= job.link_min_bytes_per_s
+        device.resized(job, 0, target)
         device.count(job, promised)
         if leaves:
             device.link.coming += job.link_min_bytes_per_s
@@ -112,14 +122,25 @@ class Books:
         quota = self.quotas.get(user)
         return (quota.guaranteed_bytes if quota is not None else 0) - self.user_bytes.get(user, 0)
 
+    def needs(self, device: DeviceBooks, job: JobRecord, relieved: int = 0) -> int | None:
+        """As `DeviceBooks.needs`, within what the job's user may still take; who has nothing comes in sooner."""
+        if not self.user_bytes.get(job.user):
+            relieved += device.view.link_bytes_per_s
+        size = device.needs(job, relieved)
+        return (
+            size
+            if size is None or size == job.budget_min_bytes or size <= self.quota_left(job.user)
+            else None
+        )
+
     # ---- what is decided -------------------------------------------------------------------------------
 
-    def start(self, job: JobRecord, device: DeviceBooks) -> None:
-        """Give a waiting job its guaranteed bytes."""
-        device.bytes.free -= job.budget_min_bytes
+    def start(self, job: JobRecord, device: DeviceBooks, size: int) -> None:
+        """Give a waiting job the bytes that it needs there."""
+        device.bytes.free -= size
         device.link.free -= job.link_min_bytes_per_s
         self.host.free -= job.host_bytes
-        self._place(job, device)
+        self._place(job, device, size)
 
     def top_up(self, job: JobRecord, device: DeviceBooks, more: int) -> None:
         """Give a job that starts more than its guaranteed bytes."""
@@ -127,12 +148,12 @@ class Books:
         device.count(job, more)
         self.user_bytes[job.user] += more
 
-    def claim(self, job: JobRecord, device: DeviceBooks) -> None:
-        """Set aside what a waiting job needs: it starts as soon as that is free."""
-        device.bytes.claimed += job.budget_min_bytes
+    def claim(self, job: JobRecord, device: DeviceBooks, size: int) -> None:
+        """Set aside what a waiting job needs there: it starts as soon as that is free."""
+        device.bytes.claimed += size
         device.link.claimed += job.link_min_bytes_per_s
         self.host.claimed += job.host_bytes
-        self._place(job, device)
+        self._place(job, device, size)
 
     def keep(self, devices: Iterable[DeviceBooks], shadow: Shadow) -> None:
         """Keep what the first one in line for these devices needs."""
@@ -146,6 +167,7 @@ class Books:
         assert target <= holder.target
         if holder.device is not None:
             holder.device.bytes.coming += holder.target - target
+            holder.device.resized(holder.job, holder.target, target)
         holder.target = target
         holder.floor = min(holder.floor, target)
         if not holder.why:
@@ -158,6 +180,7 @@ class Books:
         more = target - holder.promised
         holder.device.bytes.free -= more
         holder.device.count(holder.job, more)
+        holder.device.resized(holder.job, holder.target, target)
         self.user_bytes[holder.job.user] += more
         holder.promised = holder.target = holder.floor = target
         holder.why = why
@@ -170,6 +193,7 @@ class Books:
         if holder.device is not None:
             holder.device.bytes.coming += holder.target
             holder.device.link.coming += holder.job.link_min_bytes_per_s
+            holder.device.resized(holder.job, holder.target, 0)
         holder.target = holder.floor = 0
 
     def asked(self) -> list[Preempt | Resize]:
@@ -185,19 +209,29 @@ class Books:
     def ends(self) -> list[End]:
         """What comes back when, soonest first, those who have just been placed or promised a place included."""
         ends = [
-            End(one.ends_at, one.floor, one.job.link_min_bytes_per_s, one.job.host_bytes, one.device)
+            End(
+                one.ends_at,
+                one.target,
+                one.target - one.floor,
+                one.job.link_min_bytes_per_s,
+                one.device.use(one.job, one.target) if one.device is not None else 0,
+                one.device.strain_of(one) if one.device is not None else 0,
+                one.job.host_bytes,
+                one.device,
+            )
             for one in self.holders
             if not one.is_leaving
         ]
         return sorted([*ends, *self._placed], key=_when)
 
-    def _place(self, job: JobRecord, device: DeviceBooks) -> None:
-        end = self.now + run_s(job)
-        device.count(job, job.budget_min_bytes)
-        self._count_job(job, job.budget_min_bytes)
-        self._placed.append(End(end, job.budget_min_bytes, job.link_min_bytes_per_s, job.host_bytes, device))
+    def _place(self, job: JobRecord, device: DeviceBooks, size: int) -> None:
+        end, use = self.now + run_s(job), device.use(job, size)
+        device.count(job, size)
+        device.resized(job, 0, size)
+        self._count_job(job, size)
+        self._placed.append(End(end, size, 0, job.link_min_bytes_per_s, use, 0, job.host_bytes, device))
         if device.shadow is not None:
-            device.shadow.take_device(job, end)
+            device.shadow.take_device(job, size, use, end)
         for shadow in self.shadows:
             shadow.take_host(job, end)
 

@@ -1,7 +1,8 @@
 """What bytes are worth to a job, in seconds, from the short form of its forecast in its record (`curve`).
 
-Owns the arithmetic from budgets to seconds: how long a job still runs, what it loses by fewer bytes and wins by more.
-A job without a forecast is taken to run in proportion to its bytes; nothing better is known of it.
+Owns the arithmetic from budgets to seconds and to the link: how long a job still runs, what it loses by fewer bytes and
+wins by more, how much it moves meanwhile. A job without a forecast is taken to run in proportion to its bytes and to
+leave the link alone; nothing better is known of it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,32 @@ Curve = tuple[tuple[int, float, int], ...]
 
 
 def step_s(curve: Curve, budget_bytes: int) -> float:
-    """Seconds of a step in `budget_bytes`; between two points in proportion, beyond the ends as at the ends."""
-    above = bisect_left(curve, budget_bytes, key=_budget)
-    if above == 0:
-        return curve[0][1]
-    if above == len(curve):
-        return curve[-1][1]
-    (low, low_s, _), (high, high_s, _) = curve[above - 1], curve[above]
-    return low_s + (high_s - low_s) * (budget_bytes - low) / (high - low)
+    """Seconds of a step in `budget_bytes`."""
+    return _at(curve, budget_bytes)[0]
+
+
+def link_use(job: JobRecord, budget_bytes: int) -> int:
+    """Bytes per second that the job moves in `budget_bytes` when it has the link to itself."""
+    if not job.curve:
+        return 0
+    seconds, moved = _at(job.curve, budget_bytes)
+    return math.ceil(moved / seconds) if seconds > 0.0 else 0
+
+
+def least_within(job: JobRecord, link_bytes_per_s: int) -> int | None:
+    """The fewest bytes of its range in which the job uses no more of the link; None when it does in all of them."""
+    low = job.budget_min_bytes
+    if link_use(job, low) <= link_bytes_per_s:
+        return low
+    most = job.budget_max_bytes
+    for high in [*(point[0] for point in job.curve if low < point[0] < most), most]:
+        if low < high and link_use(job, high) <= link_bytes_per_s:
+            # Between two points bytes and seconds are straight lines, and so is what is moved too much.
+            (low_s, low_moved), (high_s, high_moved) = _at(job.curve, low), _at(job.curve, high)
+            over, under = low_moved - link_bytes_per_s * low_s, link_bytes_per_s * high_s - high_moved
+            return min(high, low + math.ceil((high - low) * over / (over + under)))
+        low = max(low, high)
+    return None
 
 
 def run_s(job: JobRecord) -> float:
@@ -114,6 +133,18 @@ def _steps_left_s(job: JobRecord) -> float:
         return math.inf
     done = (job.checkpoint_step or 0) if job.started_at is None else job.step
     return max(job.steps - done, 0) * pace_s
+
+
+def _at(curve: Curve, budget_bytes: int) -> tuple[float, float]:
+    """Seconds and link bytes of a step; between two points in proportion, beyond the ends as at the ends."""
+    above = bisect_left(curve, budget_bytes, key=_budget)
+    if above == 0:
+        return curve[0][1:]
+    if above == len(curve):
+        return curve[-1][1:]
+    (low, low_s, low_moved), (high, high_s, high_moved) = curve[above - 1], curve[above]
+    share = (budget_bytes - low) / (high - low)
+    return low_s + share * (high_s - low_s), low_moved + share * (high_moved - low_moved)
 
 
 def _budget(point: tuple[int, float, int]) -> int:

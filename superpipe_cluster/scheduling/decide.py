@@ -45,7 +45,7 @@ def decide(snapshot: Snapshot) -> list[Decision]:
     return [
         *turns,
         *books.asked(),
-        *(Start(job.id, device.id, budgets[job.id]) for job, device in line.starts),
+        *(Start(job.id, device.id, budgets[job.id]) for job, device, _ in line.starts),
         *line.waits,
         *crowd.stopped,
     ]

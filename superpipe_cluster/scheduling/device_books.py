@@ -2,6 +2,14 @@
 
 Owns the sums of one device. Those of all of them, and what is decided, are in `books.py`.
 
+[Note: the link] There are two accounts of it. What jobs were promised to be no slower than they may (`link`) is a
+resource like bytes. What they are likely to move at their budgets, by their forecasts (`traffic_left`), is not promised
+to anybody and may be more than the link carries, but only `link_crowd` times: beyond that, one more job makes all the
+others slower by more than it gets done. So a newcomer starts with more than its guarantee where it would crowd the link
+otherwise, and waits where no budget helps. The first job of a user who has nothing running may crowd it by one link
+more, so that two jobs of one user do not keep everybody else out; an interactive one is let in all the same: somebody
+sits waiting for it.
+
 [Note: free, coming, claimed] `free` was promised to nobody. `coming` is still promised to somebody who has been asked
 to give it back, and becomes free when they have. `claimed` is the part of both that is set aside for jobs in the line
 that are being made room for. What a job may take at once is free and not claimed; claims are met from what is
@@ -15,7 +23,7 @@ from dataclasses import dataclass
 
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
-from superpipe_cluster.scheduling.curve import falls, left_s
+from superpipe_cluster.scheduling.curve import falls, least_within, left_s, link_use
 from superpipe_cluster.scheduling.snapshot import DeviceView
 
 #: The class whose jobs may take what a window keeps for interactive ones.
@@ -111,33 +119,39 @@ class Shadow:
         until: when that job can start, unix seconds; None when nobody can tell.
         bytes_left: of the device, what is left beside it then.
         link_left: of its link.
+        traffic_left: of what its jobs may use of the link together.
         host_left: of the RAM for host copies.
     """
 
     until: float | None
     bytes_left: int
     link_left: int
+    traffic_left: int
     host_left: int
 
     def lets_host(self, job: JobRecord, end: float) -> bool:
         """Whether the job may take its host memory and delays nobody by that."""
         return not job.host_bytes or self._is_over(end) or job.host_bytes <= self.host_left
 
-    def lets_device(self, job: JobRecord, end: float) -> bool:
-        """Whether the job may take its bytes on the device and delays nobody by that."""
-        fits = job.budget_min_bytes <= self.bytes_left and job.link_min_bytes_per_s <= self.link_left
-        return fits or self._is_over(end)
+    def lets_device(self, job: JobRecord, size: int, use: int, end: float) -> bool:
+        """Whether the job may take `size` bytes of the device, use the link for so much, and delays nobody by that."""
+        return self._is_over(end) or (
+            size <= self.bytes_left
+            and job.link_min_bytes_per_s <= self.link_left
+            and (use <= self.traffic_left or not use)
+        )
 
     def take_host(self, job: JobRecord, end: float) -> None:
         """Count what the job takes of what was left beside the first one."""
         if not self._is_over(end):
             self.host_left -= job.host_bytes
 
-    def take_device(self, job: JobRecord, end: float) -> None:
+    def take_device(self, job: JobRecord, size: int, use: int, end: float) -> None:
         """Count what the job takes of what was left beside the first one."""
         if not self._is_over(end):
-            self.bytes_left -= job.budget_min_bytes
+            self.bytes_left -= size
             self.link_left -= job.link_min_bytes_per_s
+            self.traffic_left -= use
 
     def _is_over(self, end: float) -> bool:
         return self.until is not None and end <= self.until
@@ -149,9 +163,10 @@ class DeviceBooks:
     Args:
         view: what is known of it.
         interactive_floor: bytes that only interactive jobs may take now.
+        link_crowd: see `Policy`.
     """
 
-    def __init__(self, view: DeviceView, interactive_floor: int) -> None:
+    def __init__(self, view: DeviceView, interactive_floor: int, link_crowd: float) -> None:
         self.id = view.id
         self.view = view
         self.capacity = view.capacity_bytes
@@ -162,6 +177,39 @@ class DeviceBooks:
         #: What interactive jobs hold, or are promised: it counts towards their floor.
         self.interactive_bytes = 0
         self.shadow: Shadow | None = None
+        #: Bytes per second that newcomers may use of the link. See [Note: the link].
+        self.traffic_left = int(link_crowd * view.link_bytes_per_s)
+        #: Whether the first one in line waits for less traffic on the link.
+        self.is_crowded = False
+
+    def use(self, job: JobRecord, size: int) -> int:
+        """Bytes per second of the link that the job is likely to use here with `size` bytes."""
+        return min(link_use(job, size), self.view.link_bytes_per_s) if size else 0
+
+    def resized(self, job: JobRecord, before: int, after: int) -> None:
+        """Count how the traffic changes when the job has `after` bytes in place of `before`; 0: it is not here."""
+        self.traffic_left += self.use(job, before) - self.use(job, after)
+
+    def strain_of(self, holder: Holder) -> int:
+        """Bytes per second more that a job here is likely to use of the link once it has given what it can spare."""
+        return self.use(holder.job, holder.floor) - self.use(holder.job, holder.target)
+
+    @property
+    def strain(self) -> int:
+        """The same of all jobs here: what making the most of `reclaimable` costs."""
+        return sum(self.strain_of(holder) for holder in self.holders if holder.floor < holder.target)
+
+    def needs(self, job: JobRecord, relieved: int = 0) -> int | None:
+        """The fewest bytes that the job may start with here, see [Note: the link]; None when it may not start at all.
+
+        Args:
+            job: one that waits.
+            relieved: bytes per second that jobs here will not use any more by then.
+        """
+        left = self.traffic_left + relieved
+        if left >= self.view.link_bytes_per_s or job.priority >= INTERACTIVE:
+            return job.budget_min_bytes
+        return least_within(job, left)
 
     def kept_from(self, job: JobRecord) -> int:
         """Bytes that this job may not take, since others may need them at any moment."""

@@ -43,21 +43,21 @@ class _Taker:
 
 
 def share_out(
-    books: Books, starts: Iterable[tuple[JobRecord, DeviceBooks]], least_waiting: int
+    books: Books, starts: Iterable[tuple[JobRecord, DeviceBooks, int]], least_waiting: int
 ) -> dict[str, int]:
     """Give what is left over to those who gain most by it.
 
     Args:
         books: after everybody in the line had their turn. Growth of running jobs is written there.
-        starts: the jobs that start now, in the order of the line.
+        starts: the jobs that start now, where, and with how many bytes, in the order of the line.
         least_waiting: the fewest bytes that one of those needs who wait for bytes.
 
     Returns:
         The budgets of those that start.
     """
     takers = [
-        _Taker(job, device, job.budget_min_bytes, job.budget_min_bytes, job.budget_min_bytes, None)
-        for job, device in starts
+        _Taker(job, device, size, size, min(size, max(job.budget_min_bytes, job.floor_bytes)), None)
+        for job, device, size in starts
     ]
     takers += [
         _Taker(holder.job, holder.device, holder.target, holder.target, holder.floor, holder)
@@ -91,8 +91,11 @@ def _may_grow(books: Books, holder: Holder) -> bool:
 
 
 def _is_wanted(taker: _Taker, least_waiting: int) -> bool:
-    """Whether somebody who waits could run beside it, so that more bytes for it might keep them out."""
-    return taker.floor + least_waiting <= taker.device.capacity
+    """Whether somebody who waits could run beside it, so that more bytes for it might keep them out.
+
+    Who waits for less traffic on the link is let in sooner when those who run have more.
+    """
+    return not taker.device.is_crowded and taker.floor + least_waiting <= taker.device.capacity
 
 
 def _share(books: Books, takers: list[_Taker]) -> None:

@@ -40,8 +40,8 @@ class Line:
         self._books = books
         self._has_limits = any(quota.limit_bytes is not None for quota in books.quotas.values())
         self._largest = max((device.capacity for device in books.devices), default=-1)
-        #: Those that start, and where.
-        self.starts: list[tuple[JobRecord, DeviceBooks]] = []
+        #: Those that start, where, and with how many bytes.
+        self.starts: list[tuple[JobRecord, DeviceBooks, int]] = []
         #: Those that wait, first one first.
         self.waits: list[Wait] = []
         #: Of the first of them that wait for bytes, with nobody asked to make room for them: place in `waits`, and job.
@@ -110,16 +110,16 @@ class Line:
         if isinstance(outcome, Wait):
             self.waits.append(outcome)
         else:
-            self.starts.append((job, outcome))
+            self.starts.append((job, *outcome))
 
-    def _turn(self, job: JobRecord) -> DeviceBooks | Wait:
-        """Where the job starts now, with its guaranteed bytes, or why it does not."""
+    def _turn(self, job: JobRecord) -> tuple[DeviceBooks, int] | Wait:
+        """Where the job starts now, and with how many bytes, or why it does not."""
         wait = self._limited(job) or self._never(job)
         if wait is not None:
             return wait
-        device = self._start(job)
-        if device is not None:
-            return device
+        place = self._start(job)
+        if place is not None:
+            return place
         first_for = [one for one in self._books.devices if one.shadow is None and one.could_ever(job)]
         if first_for and self._is_first_for_host(job):
             return self._wait_in_front(job, first_for)
@@ -186,7 +186,7 @@ class Line:
 
     # ---- now -------------------------------------------------------------------------------------------
 
-    def _start(self, job: JobRecord) -> DeviceBooks | None:
+    def _start(self, job: JobRecord) -> tuple[DeviceBooks, int] | None:
         """Start the job where the fewest bytes are left over, if that is somewhere, and delays nobody."""
         books = self._books
         if job.host_bytes > books.host.now and job.host_bytes:
@@ -194,20 +194,24 @@ class Line:
         end = books.now + run_s(job) if books.shadows else inf
         if not all(shadow.lets_host(job, end) for shadow in books.shadows):
             return None
-        best: tuple[int, str, DeviceBooks] | None = None
+        best: tuple[int, str, DeviceBooks, int] | None = None
         for device in books.devices:
-            left = device.room(job) - job.budget_min_bytes
-            if left < 0 or device.link.now < job.link_min_bytes_per_s:
+            if device.room(job) < job.budget_min_bytes or device.link.now < job.link_min_bytes_per_s:
                 continue
-            if device.shadow is not None and not device.shadow.lets_device(job, end):
+            needs, shadow = self._books.needs(device, job), device.shadow
+            if needs is None or device.room(job) < needs:
                 continue
+            if shadow is not None and not shadow.lets_device(job, needs, device.use(job, needs), end):
+                continue
+            left = device.room(job) - needs
             if best is None or (left, device.id) < best[:2]:
-                best = left, device.id, device
+                best = left, device.id, device, needs
         if best is None:
             return None
-        books.start(job, best[2])
+        _, _, chosen, size = best
+        books.start(job, chosen, size)
         self._look()
-        return best[2]
+        return chosen, size
 
     # ---- first in line ---------------------------------------------------------------------------------
 
@@ -229,7 +233,9 @@ class Line:
         if room is not None:
             carry_out(self._books, room, f"room for job {job.id}", job.id)
             wait = self._room_is_made(job, room.device)
-            self._books.claim(job, room.device)
+            size = self._books.needs(room.device, job)
+            assert size is not None  # else there would not be room
+            self._books.claim(job, room.device, size)
         else:
             wait = self._stuck(job, devices)
             wait = Wait(job.id, wait.reason, wait.message, keep_for(self._books, devices, job))
@@ -244,7 +250,8 @@ class Line:
         enough = [
             (device.bytes.soon - device.kept_from(job), device.id, device)
             for device in devices
-            if device.bytes.soon - device.kept_from(job) >= job.budget_min_bytes
+            if (needs := self._books.needs(device, job)) is not None
+            and device.bytes.soon - device.kept_from(job) >= needs
             and device.link.soon >= job.link_min_bytes_per_s
         ]
         return Room(min(enough)[2], []) if enough else None
@@ -256,7 +263,8 @@ class Line:
     def _will_have_room(self, job: JobRecord, device: DeviceBooks) -> bool:
         """Whether shrinking will do once those who were asked before have answered: nobody is to be stopped then."""
         return (
-            device.bytes.soon + device.reclaimable - device.kept_from(job) >= job.budget_min_bytes
+            (needs := self._books.needs(device, job, -device.strain)) is not None
+            and device.bytes.soon + device.reclaimable - device.kept_from(job) >= needs
             and device.link.soon >= job.link_min_bytes_per_s
             and self._books.host.soon >= job.host_bytes
         )
@@ -285,10 +293,15 @@ class Line:
             message = "a job that is stopping frees what it needs"
         return Wait(job.id, WaitReason.RESOURCES, message, self._books.now + max(steps_s, default=_A_STEP_S))
 
+    def _has_room(self, device: DeviceBooks, job: JobRecord) -> bool:
+        """Whether there are bytes for the job now, and the traffic on the link is light enough for it."""
+        needs = self._books.needs(device, job)
+        return needs is not None and device.room(job) >= needs
+
     def _would_fit(self, job: JobRecord) -> bool:
         """Whether the job could start at once if nothing were kept for those ahead of it."""
         return job.host_bytes <= self._books.host.now and any(
-            device.room(job) >= job.budget_min_bytes and device.link.now >= job.link_min_bytes_per_s
+            self._has_room(device, job) and device.link.now >= job.link_min_bytes_per_s
             for device in self._books.devices
         )
 
@@ -298,13 +311,19 @@ class Line:
         if self._would_fit(job):
             return _behind(job.id)
         needs = f"needs {format_bytes(job.budget_min_bytes)}"
-        with_room = [device for device in devices if device.room(job) >= job.budget_min_bytes]
+        with_bytes = [device for device in devices if device.room(job) >= job.budget_min_bytes]
+        with_room = [device for device in with_bytes if self._has_room(device, job)]
+        for device in with_bytes:
+            device.is_crowded = device not in with_room
         if any(device.link.now >= job.link_min_bytes_per_s for device in with_room):
             copy, free = format_bytes(job.host_bytes), format_bytes(max(books.host.now, 0))
             return Wait(job.id, WaitReason.HOST_MEMORY, f"its host copy needs {copy} of RAM; {free} is free")
         if with_room:
             needs_link = format_bytes(job.link_min_bytes_per_s)
             message = f"needs {needs_link}/s of the link to {with_room[0].id} to be no slower than it may"
+            return Wait(job.id, WaitReason.LINK, message)
+        if with_bytes:
+            message = f"the jobs on {with_bytes[0].id} use as much of its link as they may together"
             return Wait(job.id, WaitReason.LINK, message)
         for device in devices:
             foreign = device.view.foreign_bytes

@@ -26,6 +26,8 @@ class Policy:
         min_runtime_s: a job is preempted for another one only after it has run for this long.
         grow_hold_s: a job keeps a budget for this long before it is asked to take more.
         grow_min_gain: a running job is asked to take more only if that shortens its steps by this share at least.
+        link_crowd: jobs are put together on a device only while they would use no more than this many times what its
+            link carries, each of them by itself; a job that is bound by the link alone counts as one.
         horizon_s: a job that does not say how many steps it has left is taken to go on for this long, where the
             gain or loss of bytes is weighed.
         backfill_depth: after this many jobs that could not be let past those ahead of them, no further one is tried.
@@ -39,6 +41,7 @@ class Policy:
     min_runtime_s: float = 10 * _MINUTE_S
     grow_hold_s: float = 30.0
     grow_min_gain: float = 0.03
+    link_crowd: float = 2.0
     horizon_s: float = _HOUR_S
     backfill_depth: int = 500
     forecast_depth: int = 100

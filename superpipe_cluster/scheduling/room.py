@@ -90,11 +90,15 @@ def by_shrinking(books: Books, device: DeviceBooks, job: JobRecord) -> Room | No
     """The cheapest way to let the job in by shrinking others; None when their floors do not allow it."""
     if device.link.soon < job.link_min_bytes_per_s or books.host.soon < job.host_bytes:
         return None
-    missing = job.budget_min_bytes + device.kept_from(job) - device.bytes.soon
+    needs = books.needs(device, job)
+    if needs is None:
+        return None
+    missing = needs + device.kept_from(job) - device.bytes.soon
     if missing > sum(one.target - one.floor for one in device.holders if one.can_be_asked):
         return None
     shrinks, damage_s = cheapest(device.holders, missing, books.policy.horizon_s)
-    return Room(device, shrinks, damage_s=damage_s)
+    room = Room(device, shrinks, damage_s=damage_s)
+    return room if _may_start_in(books, room, job, needs) else None
 
 
 def by_preempting(books: Books, device: DeviceBooks, job: JobRecord) -> Room | None:
@@ -109,13 +113,14 @@ def by_preempting(books: Books, device: DeviceBooks, job: JobRecord) -> Room | N
         return None
     link = job.link_min_bytes_per_s - device.link.soon
     host = job.host_bytes - books.host.soon
-    missing = job.budget_min_bytes + device.kept_from(job) - device.bytes.soon
+    kept = device.kept_from(job) - device.bytes.soon
     spare = sum(one.target - one.floor for one in device.holders if one.can_be_asked)
 
     def suffice(victims: Sequence[Holder]) -> bool:
-        return (
+        needs = books.needs(device, job, sum(device.use(one.job, one.target) for one in victims))
+        return needs is not None and (
             # What a victim could be asked for is part of `spare`.
-            sum(one.floor if one.can_be_asked else one.target for one in victims) + spare >= missing
+            sum(one.floor if one.can_be_asked else one.target for one in victims) + spare >= needs + kept
             and sum(one.job.link_min_bytes_per_s for one in victims) >= link
             and sum(one.job.host_bytes for one in victims) >= host
         )
@@ -133,9 +138,12 @@ def by_preempting(books: Books, device: DeviceBooks, job: JobRecord) -> Room | N
         return None
     chosen = {id(one) for one in victims}
     rest = [one for one in device.holders if id(one) not in chosen]
-    missing -= sum(one.target for one in victims)
+    needs = books.needs(device, job, sum(device.use(one.job, one.target) for one in victims))
+    assert needs is not None  # or they would not suffice
+    missing = needs + kept - sum(one.target for one in victims)
     shrinks, damage_s = cheapest(rest, missing, books.policy.horizon_s)
-    return Room(device, shrinks, victims, damage_s)
+    room = Room(device, shrinks, victims, damage_s)
+    return room if _may_start_in(books, room, job, needs) else None
 
 
 def fewest(
@@ -181,6 +189,15 @@ def least_first(holder: Holder) -> tuple[int, float, int, str]:
     """Whom to stop first: the lowest class, then the youngest run, which has least to lose."""
     job = holder.job
     return job.priority, -(job.started_at or math.inf), len(job.id), job.id
+
+
+def _may_start_in(books: Books, room: Room, job: JobRecord, size: int) -> bool:
+    """Whether the job may start in `size` bytes once this room is made: who is shrunk uses more of the link."""
+    device = room.device
+    relieved = sum(device.use(one.job, one.target) for one in room.victims)
+    more = sum(device.use(one.job, target) - device.use(one.job, one.target) for one, target in room.shrinks)
+    needs = books.needs(device, job, relieved - more)
+    return needs is not None and needs <= size
 
 
 def _may_go(books: Books, holder: Holder, job: JobRecord, owed: bool) -> bool:

@@ -29,7 +29,7 @@ from waiting import wait_until
 T = TypeVar("T")
 
 #: All ten jobs fit at their smallest, and two of them whole: they shrink and grow as others come and go.
-DEVICE = "cpu:96MiB@2GB/s"
+DEVICE = "cpu:96MiB@40GB/s"
 #: Parts after whose death somebody has to type `up`; the others come back by themselves.
 NEEDS_UP = frozenset({"redis", "raylet", "gcs", "agent"})
 

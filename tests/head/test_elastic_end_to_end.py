@@ -94,7 +94,7 @@ class Cluster:
             port = server.getsockname()[1]
         self.home = Home(root / "home")
         self.root = root
-        up(UpOptions(self.home.root, port=port, devices=(f"cpu:{CAPACITY_BYTES // MIB}MiB@2GB/s",)))
+        up(UpOptions(self.home.root, port=port, devices=(f"cpu:{CAPACITY_BYTES // MIB}MiB@40GB/s",)))
         self.client = Client(self.home.read_cluster().url, self.home.token.read_text())
         self.program = root / "elastic.py"
         self.program.write_text(PROGRAM)
