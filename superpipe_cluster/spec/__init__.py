@@ -9,18 +9,19 @@ from __future__ import annotations
 from superpipe_cluster.spec import files, units
 from superpipe_cluster.spec.arrays import ArrayRange
 from superpipe_cluster.spec.fields import Memory
-from superpipe_cluster.spec.job import GenerateJob, JobBase, JobSpec, TrainJob
+from superpipe_cluster.spec.job import JobSpec
+from superpipe_cluster.spec.job_base import JobBase
+from superpipe_cluster.spec.kinds.generate import GenerateJob, GenerateSection
+from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
 from superpipe_cluster.spec.load import load
 from superpipe_cluster.spec.parse import dump, parse, parse_stored
 from superpipe_cluster.spec.queueing import AfterSection, ElasticSection, ScheduleSection
 from superpipe_cluster.spec.schema import schema
 from superpipe_cluster.spec.sections import (
     DataSection,
-    GenerateSection,
     ModelSection,
     ResourcesSection,
     StreamingSection,
-    TrainSection,
 )
 from superpipe_cluster.spec.units import ByteRange
 

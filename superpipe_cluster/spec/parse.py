@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from superpipe_cluster.errors import JobFileError
 from superpipe_cluster.spec import wording
 from superpipe_cluster.spec.base import StrictModel
-from superpipe_cluster.spec.job import KINDS, GenerateJob, JobSpec, TrainJob
+from superpipe_cluster.spec.job import KINDS, JobSpec
+from superpipe_cluster.spec.job_base import JobBase
 from superpipe_cluster.spec.problems import Problem, counted, without_echoes
 
 
@@ -42,7 +43,7 @@ def parse_stored(data: Mapping[str, object]) -> JobSpec:
     return parse(data if model is None else _known(data, model))
 
 
-def dump(job: TrainJob | GenerateJob) -> dict[str, Any]:
+def dump(job: JobBase) -> dict[str, Any]:
     """The job as JSON data, sizes and durations with their units: `parse(dump(job)) == job`."""
     return job.model_dump(mode="json")
 
@@ -68,7 +69,7 @@ def check(data: object) -> tuple[JobSpec | None, list[Problem]]:
     # Validated by the kind's own class rather than by the union: pydantic would put the tag into every path.
     model = KINDS[kind]
     try:
-        job = model.model_validate(fields)
+        job = cast("JobSpec", model.model_validate(fields))
     except ValidationError as error:
         problems += [wording.problem(details, model) for details in error.errors(include_url=False)]
         return None, without_echoes(problems)

@@ -1,8 +1,8 @@
-"""The sections of a job file about its work: model, data, train, generate, resources, streaming.
+"""The sections about the work that jobs of several kinds have: model, data, resources, streaming.
 
-Owns their fields, defaults and the rules inside one section. Does not own what all jobs share, nor which kind
-needs which section (`job`); the sections about the queue are in `queueing`. The text under each field is its
-description in the JSON schema and in error hints.
+Owns their fields, defaults and the rules inside one section. Those that one kind alone has are with it in `kinds`;
+those about the queue are in `queueing`. The text under each field is its description in the JSON schema and in error
+hints.
 """
 
 from __future__ import annotations
@@ -17,12 +17,8 @@ from superpipe_cluster.spec import files
 from superpipe_cluster.spec.base import Complaint, StrictModel
 from superpipe_cluster.spec.fields import (
     Count,
-    CountOrZero,
     HostMemory,
     Memory,
-    Positive,
-    PositiveOrZero,
-    Prompts,
     Seed,
     Text,
 )
@@ -79,63 +75,6 @@ class DataSection(StrictModel):
             FileMissing: a pattern matches nothing.
         """
         return files.expand_patterns(self.files)
-
-
-class TrainSection(StrictModel):
-    """How to train."""
-
-    steps: Count
-    """Optimizer steps to make."""
-    batch_size: Count = 4
-    """Sequences per forward pass."""
-    sequence_length: Count = 128
-    """Tokens per sequence."""
-    accumulate: Count = 1
-    """Forward passes per optimizer step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """The optimizer."""
-    lr: Positive = 3e-4
-    """Learning rate, at its highest."""
-    weight_decay: PositiveOrZero = 0.0
-    """Decoupled weight decay."""
-    grad_clip: Positive | None = None
-    """Largest global norm of the gradients; null for no clipping."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate goes on after warming up."""
-    warmup_steps: CountOrZero = 0
-    """Steps over which the learning rate rises from zero."""
-    seed: Seed = 0
-    """Seed of the order of the data and of dropout."""
-    checkpoint_every: Count = 50
-    """Steps between two checkpoints."""
-    log_every: Count = 10
-    """Steps between two reports of the loss."""
-    optimizer_on: Literal["device", "host"] = "device"
-    """Where the optimizer computes; on the host its state never crosses the link, and last bits differ from a GPU's."""
-
-    @classmethod
-    def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
-        """Warming up ends before the training does."""
-        steps, warmup = given.get("steps"), given.get("warmup_steps")
-        if isinstance(steps, int) and isinstance(warmup, int) and warmup > steps > 0:
-            yield Complaint(("warmup_steps",), f"warms up for {warmup} steps, but there are only {steps}")
-
-
-class GenerateSection(StrictModel):
-    """What to generate, and how."""
-
-    prompts: Prompts
-    """A .txt file (one prompt per line), a .jsonl file (`{"prompt": ...}` per line), or a list of texts."""
-    max_new_tokens: Count = 64
-    """Tokens to add to each prompt, at most."""
-    batch_size: Count = 4
-    """Prompts per forward pass."""
-    temperature: PositiveOrZero = 0.0
-    """0 takes the most likely token; higher is more varied."""
-    top_k: Count | None = None
-    """Choose among this many most likely tokens; null for all."""
-    seed: Seed = 0
-    """Seed of the choices, with a temperature above 0."""
 
 
 class ResourcesSection(StrictModel):
