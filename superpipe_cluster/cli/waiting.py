@@ -22,8 +22,8 @@ MEANINGS = {
     "BeginTime": "starts by itself then; `spcluster set {id} not_before=null` lets it start at once",
     "Window": "starts when its window opens (`spcluster windows list`); `spcluster set {id} window=null` takes it out",
     "HostMemory": "starts when there is RAM for the host copy of its model",
-    "Link": "starts when a streaming job ends: the link to the device is promised to those that run; a larger "
-    "`max_slowdown` needs less of it",
+    "Link": "starts when those who run move less over the link to the device, or end; more bytes need less of it, "
+    "`spcluster set {id} gpu_memory=LOW..HIGH`, and so does a larger `max_slowdown`",
     "Held": "`spcluster release {id}` puts it back in line",
     "ForeignProcess": "a process that is not the cluster's has the bytes; `spcluster top` shows how many",
     "ArrayLimit": "as many tasks of its array run as may at once; starts when one of them ends",
