@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from superpipe_cluster.errors import BadInput, FileMissing, SpclusterError
+from superpipe_cluster import pretrained
+from superpipe_cluster.errors import BadInput, FileMissing
+from superpipe_cluster.pretrained import first_line, transformers
 from superpipe_cluster.spec import DataSection, ModelSection
 
 if TYPE_CHECKING:
@@ -92,12 +93,12 @@ def load_tokenizer(section: ModelSection) -> Tokenizer:
         named = section.source
     if named is None or named == "bytes":
         return ByteTokenizer()
-    transformers = _transformers()
+    library = transformers()
     try:
-        return _PretrainedTokenizer(transformers.AutoTokenizer.from_pretrained(named))
+        return _PretrainedTokenizer(library.AutoTokenizer.from_pretrained(named))
     except Exception as error:
         raise BadInput(
-            f"model.tokenizer: cannot load {named}: {_first_line(error)}",
+            f"model.tokenizer: cannot load {named}: {first_line(error)}",
             hint="name a folder or a hub model that has a tokenizer, or write `tokenizer: bytes`",
         ) from error
 
@@ -108,23 +109,9 @@ def load_config(section: ModelSection, tokenizer: Tokenizer) -> PreTrainedConfig
     Raises:
         BadInput: no such model class, or a vocabulary that is too small.
     """
-    transformers = _transformers()
-    try:
-        if section.source is not None:
-            config = transformers.AutoConfig.from_pretrained(section.source)
-        else:
-            wanted: dict[str, Any] = dict(section.config or {})
-            wanted.setdefault("vocab_size", len(tokenizer))
-            # The class's own ids belong to its own vocabulary, not to this one.
-            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                wanted.setdefault(token, tokenizer.eos_token_id)
-            config = transformers.AutoConfig.for_model(**wanted)
-    except Exception as error:
-        field = "model.source" if section.source is not None else "model.config"
-        raise BadInput(
-            f"{field}: cannot load {section.source or (section.config or {}).get('model_type')}: {_first_line(error)}",
-            hint="name a local folder with a config.json, a hub model, or a model_type that transformers knows",
-        ) from error
+    # The class's own ids belong to its own vocabulary, not to this one.
+    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    config = pretrained.load_config(section, vocab_size=len(tokenizer), **ids)
     if getattr(config, "vocab_size", len(tokenizer)) < len(tokenizer):
         raise BadInput(
             f"model.config.vocab_size: {config.vocab_size} is less than the {len(tokenizer)} tokens of the tokenizer",
@@ -134,105 +121,15 @@ def load_config(section: ModelSection, tokenizer: Tokenizer) -> PreTrainedConfig
 
 
 def build_model(section: ModelSection, config: PreTrainedConfig, *, weights: bool = True) -> PreTrainedModel:
-    """The causal language model: pretrained weights, or random ones from `section.seed`.
-
-    Args:
-        section: the job's model section.
-        config: what `load_config` returned for it.
-        weights: False for a model of the right shape only (a plan).
-
-    Raises:
-        BadInput: there is no causal language model of this kind, or its weights cannot be loaded.
-    """
-    import torch
-
-    transformers = _transformers()
-    dtype: torch.dtype = getattr(torch, section.dtype)
-    try:
-        if section.source is not None and weights:
-            model = transformers.AutoModelForCausalLM.from_pretrained(section.source, config=config)
-        else:
-            torch.manual_seed(section.seed)
-            with _default_dtype(
-                dtype
-            ):  # made in this format, not converted: a fake model cannot be converted
-                model = transformers.AutoModelForCausalLM.from_config(config)
-    except Exception as error:
-        raise BadInput(
-            f"model: cannot build {section.source or config.model_type}: {_first_line(error)}",
-            hint="check that it is a causal language model and that its weights are there",
-        ) from error
-    return model if all(p.dtype == dtype for p in model.parameters()) else model.to(dtype)
+    """The causal language model, as `pretrained.build_model` builds it."""
+    return pretrained.build_model(section, config, "AutoModelForCausalLM", weights=weights)
 
 
 def build_to_stream(
     section: ModelSection, config: PreTrainedConfig, saved: Path | None = None
 ) -> tuple[PreTrainedModel, Path | None]:
-    """The causal language model, and the files to stream its weights from: `job.stream(model, weights=files)`.
-
-    What is in files is not read here: the model's parameters are on `meta`, and go straight to where the runtime keeps
-    them. There are no files for random weights, nor for pretrained ones that are stored under other names or in another
-    format: transformers has loaded and converted those, and the model holds them.
-
-    Args:
-        section: the job's model section.
-        config: what `load_config` returned for it.
-        saved: weights of this very model from an earlier attempt, instead of the section's.
-
-    Raises:
-        BadInput: as `build_model`, or `saved` is of another model.
-    """
-    from superpipe_cluster.streaming import check_weights, parameters_on_meta
-
-    files = saved or _stored_weights(section)
-    if files is None:
-        return build_model(section, config), None
-    try:
-        with parameters_on_meta():
-            model = build_model(section, config, weights=False)
-        check_weights(model, files)
-    except SpclusterError as error:
-        if saved is None:  # transformers may know what to make of them, and if not, why
-            return build_model(section, config), None
-        raise BadInput(
-            f"the checkpoint is of another model: {error.message}",
-            hint="give the changed job another name and submit it anew",
-        ) from error
-    if section.source is not None:
-        generation = _transformers().GenerationConfig
-        with suppress(OSError):  # it has none of its own
-            model.generation_config = generation.from_pretrained(section.source)
-    return model, files
-
-
-def _stored_weights(section: ModelSection) -> Path | None:
-    """The safetensors file or folder of a pretrained model, fetched if it is on the hub; None if it has none."""
-    if section.source is None:
-        return None
-    if Path(section.source).is_dir():
-        return Path(section.source)
-    hub = _transformers().utils.hub
-    for name in ("model.safetensors", "model.safetensors.index.json"):
-        with suppress(OSError):  # the model has no such file, or there is no way to it
-            found = hub.cached_file(section.source, name)
-            if found is not None and name.endswith(".json"):
-                hub.get_checkpoint_shard_files(section.source, found)
-                return Path(found).parent
-            if found is not None:
-                return Path(found)
-    return None
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    """The causal language model and the files to stream it from, as `pretrained.build_to_stream` builds them."""
+    return pretrained.build_to_stream(section, config, "AutoModelForCausalLM", saved)
 
 
 def check_length(config: PreTrainedConfig, length: int, field: str) -> None:
@@ -272,7 +169,7 @@ def _texts(data: DataSection) -> Iterator[str]:
             if data.format == "auto" and isinstance(error, UnicodeDecodeError):
                 continue  # a glob over a source tree meets a few files in other encodings
             raise FileMissing(
-                f"data.files: cannot read {path}: {_first_line(error)}",
+                f"data.files: cannot read {path}: {first_line(error)}",
                 hint="texts must be readable and UTF-8",
             ) from error
         if is_jsonl:
@@ -305,7 +202,7 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileMissing(
-            f"generate.prompts: cannot read {path}: {_first_line(error)}",
+            f"generate.prompts: cannot read {path}: {first_line(error)}",
             hint="name a UTF-8 .txt or .jsonl file",
         ) from error
     found = (
@@ -321,20 +218,3 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
 def _has_tokenizer(source: str) -> bool:
     folder = Path(source)
     return not folder.is_dir() or any(folder.glob("tokenizer*")) or (folder / "vocab.json").exists()
-
-
-def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise BadInput(
-            "the bundled language model workers need transformers, which is not installed here",
-            hint='pip install "superpipe_cluster[lm]"',
-        ) from error
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
