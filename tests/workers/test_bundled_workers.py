@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from superpipe_cluster import bundled, spec
-from superpipe_cluster.execution.attempt import Attempt
-from superpipe_cluster.execution.layout import JobFolder
-from superpipe_cluster.execution.supervisor import End, Supervisor
-from superpipe_cluster.machine import parse_device
-from waiting import wait_until
+from worker_runs import Run
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6,
@@ -30,53 +22,6 @@ TRAIN = {
     },
 }  # fmt: skip
 WHOLE, HALF, SMALL = 64 << 20, 7 << 19, 800_000
-
-
-class Run:
-    """One job's folder and its attempts, without Ray."""
-
-    def __init__(self, root: Path, job: dict[str, Any], budget_bytes: int) -> None:
-        root.mkdir(parents=True)
-        self.folder = JobFolder(root)
-        self.output = self.folder.output
-        parsed = spec.parse(job)
-        self.attempt = Attempt(
-            id="1", attempt=0, epoch=0, job=spec.dump(parsed), device=parse_device("cpu:1GiB@4GB/s"),
-            budget_bytes=budget_bytes, program=str(bundled.worker_path(parsed.worker)), output=str(self.output),
-        )  # fmt: skip
-        self.progress: dict[str, Any] = {}
-
-    def start(self) -> Supervisor:
-        self.attempt = replace(self.attempt, attempt=self.attempt.attempt + 1, epoch=self.attempt.epoch + 1)
-        self.attempt.write(self.folder)
-        supervisor = Supervisor(self.folder.root)
-        supervisor.start()
-        return supervisor
-
-    def finish(self, supervisor: Supervisor) -> End:
-        end = supervisor.wait(100)
-        self.progress.update(supervisor.take_progress())
-        assert end is not None, self.log()
-        return end
-
-    def kill_at(self, supervisor: Supervisor, step: int) -> None:
-        """`kill -9` the child once it has done `step` steps."""
-
-        def is_there() -> bool:
-            self.progress.update(supervisor.take_progress())
-            return self.progress.get("step", 0) >= step or supervisor.wait(0) is not None
-
-        wait_until(is_there, f"step {step} is done", 100)
-        assert supervisor.wait(0) is None, self.log()
-        os.kill(int(self.folder.pid.read_text().split()[0]), signal.SIGKILL)
-        assert self.finish(supervisor).reason == "worker_lost", self.log()
-
-    def succeed(self) -> None:
-        end = self.finish(self.start())
-        assert end.reason == "ok", self.log()
-
-    def log(self) -> str:
-        return self.folder.log.read_text()
 
 
 @pytest.fixture(scope="module")
