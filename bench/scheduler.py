@@ -31,6 +31,7 @@ from superpipe_cluster.client import Client
 from superpipe_cluster.errors import SpclusterError
 from superpipe_cluster.execution.interface import Worker
 from superpipe_cluster.head import actor
+from superpipe_cluster.head.garbage import leave_alone_what_stays
 from superpipe_cluster.head.home import ClusterFile, Home, RayPlace, write_private
 from superpipe_cluster.lifecycle.events import Exited, StopAsked
 from superpipe_cluster.lifecycle.record import JobRecord
@@ -108,6 +109,7 @@ def decisions(lengths: list[int], rounds: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for waiting in lengths:
         snapshot = crowd(waiting, 100)
+        leave_alone_what_stays()  # as the head does
         took, used = [], []
         for _ in range(rounds):
             before_s = time.process_time()

@@ -20,6 +20,7 @@ from superpipe_cluster.errors import SpclusterError
 from superpipe_cluster.execution.interface import Orders, Report
 from superpipe_cluster.execution.layout import note_birth
 from superpipe_cluster.execution.ray_executor import RayExecutor
+from superpipe_cluster.head.garbage import leave_alone_what_stays
 from superpipe_cluster.head.home import ClusterFile, Home
 from superpipe_cluster.head.neighbours import Neighbours
 from superpipe_cluster.head.outlook import Outlook
@@ -112,7 +113,7 @@ class HeadActor:
     # ---- threads ---------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        rhythm, woken = Rhythm(time.monotonic), True
+        rhythm, woken, is_first = Rhythm(time.monotonic), True, True
         while True:
             began_s = time.monotonic()
             try:
@@ -120,6 +121,9 @@ class HeadActor:
                     holders = self._tick.run()
                     if not holders:
                         self._idle.set()
+                    if is_first:
+                        leave_alone_what_stays()
+                        is_first = False
                     time.sleep(rhythm.went_round(began_s, has_workers=bool(holders)))
                 self._pulse.ticked_at = time.time()
                 self._set_trouble(None)

@@ -9,11 +9,15 @@ from collections.abc import Callable
 
 #: Seconds between two looks at the workers, while there are any.
 WATCH_EVERY_S = 0.5
-#: Seconds between two whole rounds that nothing has called for: some things change by time alone.
+#: Seconds between two whole rounds that nothing has called for: some things change by time alone. Where a round takes
+#: long, they are further apart, so that they cost no more than this share of a core.
 LOOK_EVERY_S = 5.0
-#: After a whole round the loop rests for this many times what the round took, and at most so many seconds: a flood of
-#: submissions is looked at together, and leaves most of a core to those who answer them.
-_REST_FACTOR = 4.0
+_LOOK_SHARE = 0.01
+#: After a whole round the loop rests for this many times what the round took, and at least and at most so many
+#: seconds: a flood of submissions is looked at together, and leaves most of a core to those who answer them. Woken
+#: after a while of peace, it goes round at once.
+_REST_FACTOR = 9.0
+_SHORTEST_REST_S = 0.05
 _LONGEST_REST_S = 1.0
 
 
@@ -37,9 +41,9 @@ class Rhythm:
     def went_round(self, began_s: float, *, has_workers: bool) -> float:
         """A whole round that began then is over. Returns the seconds to rest, deaf to being woken."""
         now_s = self._monotonic()
-        self._due_s = now_s + LOOK_EVERY_S
+        self._due_s = now_s + max(LOOK_EVERY_S, (now_s - began_s) / _LOOK_SHARE)
         self._has_workers = has_workers
-        return min(_LONGEST_REST_S, _REST_FACTOR * (now_s - began_s))
+        return min(_LONGEST_REST_S, max(_SHORTEST_REST_S, _REST_FACTOR * (now_s - began_s)))
 
     def failed(self) -> None:
         """A round did not come to its end: the next one is a whole one, and soon."""

@@ -111,7 +111,7 @@ class HeadService:
         self._rules = Rules(store, cluster.devices)
         self._changes = Changes(store, presence, cluster.devices, total_bytes, self._rules)
         self._submission = Submission(
-            store, home, cluster.devices, total_bytes, Plans(planner), self._rules, self.job
+            store, home, cluster.devices, total_bytes, Plans(planner), self._rules, self.job, self._outlook
         )
 
     def trouble(self) -> str | None:

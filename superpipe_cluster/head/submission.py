@@ -26,12 +26,14 @@ from superpipe_cluster.errors import BadInput, NotFound, SpclusterError, StoreUn
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.head.admission import needs_of, require_quota
 from superpipe_cluster.head.home import Home
+from superpipe_cluster.head.outlook import Outlook
 from superpipe_cluster.head.plans import Planner
 from superpipe_cluster.head.rules import Rules
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.machine import Device
 from superpipe_cluster.planning import Plan, PlannedDevice
+from superpipe_cluster.scheduling.decisions import Wait
 from superpipe_cluster.spec import AfterSection, JobSpec
 from superpipe_cluster.spec.files import JOB_PREFIX, is_path
 from superpipe_cluster.store.interface import JobStore, User
@@ -73,6 +75,7 @@ class Submission:
         planner: finds out what a model takes.
         rules: the windows and quotas.
         find: the job that a user means by an id or a name, or `NotFound`.
+        outlook: whether others wait already.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Submission:
         planner: Planner,
         rules: Rules,
         find: Callable[[User, str], JobRecord],
+        outlook: Outlook,
     ) -> None:
         self._store = store
         self._home = home
@@ -92,6 +96,7 @@ class Submission:
         self._planner = planner
         self._rules = rules
         self._find = find
+        self._outlook = outlook
 
     def submit(self, user: User, job: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
         """See `api.service.Service.submit`."""
@@ -232,6 +237,7 @@ class Submission:
         needs = needs_of(job, plan, self._devices, self._host_total_bytes)
         require_quota(job, needs, self._rules.quotas().get(user.name))
         output = job.output if job.output is None or index is None else str(Path(job.output) / str(index))
+        behind = self._behind(asked)
         return JobRecord(
             id=job_id,
             name=job.name,
@@ -254,6 +260,8 @@ class Submission:
             max_attempts=job.max_attempts,
             time_limit_s=job.time_limit_s,
             cpus=job.resources.cpus,
+            reason=behind.reason if behind is not None else None,
+            message=behind.message if behind is not None else None,
             budget_min_bytes=needs.budget_min_bytes,
             budget_max_bytes=needs.budget_max_bytes,
             link_min_bytes_per_s=needs.link_min_bytes_per_s,
@@ -265,6 +273,17 @@ class Submission:
             units=plan.units if plan is not None else None,
             steps=getattr(getattr(job, "train", None), "steps", None),
         )
+
+    def _behind(self, asked: _Resolved) -> Wait | None:
+        """Why the job waits, as far as that can be told before the first decision about it: others do.
+
+        So a flood of submits is not written twice. For a job that goes to the front, or waits for something else that
+        was not foreseen here, the next decision says so, as always.
+        """
+        job = asked.job
+        is_free = job.schedule.window is None and job.schedule.begin_at is None and job.array is None
+        awaits = asked.after or job.after.any or job.after.fail
+        return self._outlook.behind if is_free and not awaits else None
 
 
 def planned(device: Device) -> PlannedDevice:

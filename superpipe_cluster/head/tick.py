@@ -36,7 +36,7 @@ from superpipe_cluster.lifecycle.events import (
     StopAsked,
 )
 from superpipe_cluster.lifecycle.record import JobRecord
-from superpipe_cluster.lifecycle.states import EndReason, JobState
+from superpipe_cluster.lifecycle.states import EndReason, JobState, WaitReason
 from superpipe_cluster.machine import Device
 from superpipe_cluster.scheduling.decide import decide
 from superpipe_cluster.scheduling.decisions import (
@@ -149,12 +149,16 @@ class Tick:
         """Take a picture, ask the scheduler, and write down what it says."""
         records = {record.id: record for record in self._store.list_jobs(active_only=True)}
         expected: dict[str, float] = {}
+        behind: Wait | None = None
         if records:
             for decision in decide(self._camera.take(tuple(records.values()))):
                 self._apply(decision, records[decision.job_id])
-                if isinstance(decision, Wait) and decision.expected_start_at is not None:
-                    expected[decision.job_id] = decision.expected_start_at
-        self._outlook.replace(expected)
+                if isinstance(decision, Wait):
+                    if decision.expected_start_at is not None:
+                        expected[decision.job_id] = decision.expected_start_at
+                    if decision.reason is WaitReason.PRIORITY:
+                        behind = decision
+        self._outlook.replace(expected, behind)
 
     def _apply(self, decision: Decision, record: JobRecord) -> None:
         match decision:

@@ -67,6 +67,8 @@ def step(record: JobRecord, event: Event, now: float) -> JobRecord:
 def begin(record: JobRecord, now: float) -> tuple[JobRecord, Submitted]:
     """The first record of a job, from one that holds what its owner asked, and the event it begins with.
 
+    Why it waits may be known already; a held job waits for its release.
+
     Raises:
         ValueError: the record has a history already, or is in a state in which no job begins.
     """
@@ -153,12 +155,9 @@ def _first(event: Submitted, at: float) -> JobRecord:
 
 
 def _beginning(state: JobState, now: float) -> dict[str, Any]:
-    return {
-        "reason": WaitReason.HELD if state is JobState.HELD else None,
-        "submitted_at": now,
-        "queued_at": now if state is JobState.QUEUED else None,
-        "changed_at": now,
-    }
+    held = state is JobState.HELD
+    beginning = {"submitted_at": now, "queued_at": None if held else now, "changed_at": now}
+    return {**beginning, "reason": WaitReason.HELD, "message": None} if held else beginning
 
 
 def _outcome(record: JobRecord, event: Event, now: float) -> dict[str, Any]:

@@ -28,11 +28,19 @@ def test_workers_are_looked_after_between_the_rounds() -> None:
     assert (rhythm.is_due, rhythm.wait_s()) == (False, WATCH_EVERY_S)
 
 
-def test_long_rounds_leave_most_of_a_core_to_others_and_short_ones_cost_nothing() -> None:
+def test_rounds_that_nothing_has_called_for_are_the_further_apart_the_longer_they_take() -> None:
     clock = Clock()
     rhythm = Rhythm(clock)
-    assert went(rhythm, clock, 0.05, has_workers=True) >= 4 * 0.05 - 1e-9
-    assert went(rhythm, clock, 0.0, has_workers=True) == 0.0
+    went(rhythm, clock, 0.1, has_workers=False)
+    assert rhythm.wait_s() >= 100 * 0.1 - 1e-6
+    assert not rhythm.is_due
+
+
+def test_long_rounds_leave_most_of_a_core_to_others_and_short_ones_delay_nobody_much() -> None:
+    clock = Clock()
+    rhythm = Rhythm(clock)
+    assert went(rhythm, clock, 0.05, has_workers=True) >= 9 * 0.05 - 1e-9
+    assert 0.0 < went(rhythm, clock, 0.0, has_workers=True) <= 0.1
     assert went(rhythm, clock, 60.0, has_workers=True) <= 1.0
 
 

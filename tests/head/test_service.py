@@ -24,14 +24,17 @@ from superpipe_cluster.errors import (
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.interface import Worker
 from superpipe_cluster.head.home import ClusterFile, Home, RayPlace
+from superpipe_cluster.head.outlook import Outlook
 from superpipe_cluster.head.presence import Presence
 from superpipe_cluster.head.reports import Reports
 from superpipe_cluster.head.service import HeadService, Pulse
 from superpipe_cluster.head.tick import Tick
 from superpipe_cluster.lifecycle.events import Exited, Placed
 from superpipe_cluster.lifecycle.record import JobRecord
+from superpipe_cluster.lifecycle.states import WaitReason
 from superpipe_cluster.machine import HostMemory, parse_device
 from superpipe_cluster.planning import Forecast, ForecastRow, Plan
+from superpipe_cluster.scheduling.decisions import Wait
 from superpipe_cluster.store.interface import JobStore, User
 from superpipe_cluster.store.memory_store import MemoryStore
 from superpipe_cluster.store.redis_store import RedisStore
@@ -61,6 +64,7 @@ class Desk:
         self.planned: list[spec.JobSpec] = []
         self.plan: Plan | None = PLAN
         self.woken = 0
+        self.outlook = Outlook()
         self.cluster = ClusterFile(
             url="http://127.0.0.1:7077",
             host="127.0.0.1",
@@ -82,6 +86,7 @@ class Desk:
             lambda: memory,
             0.0,
             self._wake,
+            outlook=self.outlook,
         )
 
     def _plan(self, job: spec.JobSpec, program: Path, *, cuda: bool, device: object) -> Plan | None:
@@ -112,6 +117,17 @@ def test_a_job_comes_in_with_its_program_its_plan_and_its_bytes(desk: Desk) -> N
     assert (record.model_bytes, record.units, record.cpus) == (GIB, 4, 2)
     assert (desk.home.job(record.id).code / "mine.py").read_text() == CODE.text
     assert desk.woken == 1
+
+
+def test_where_others_wait_already_a_job_says_from_the_first_that_it_waits_for_them(desk: Desk) -> None:
+    assert desk.submit().reason is None
+    desk.outlook.replace({}, Wait("1", WaitReason.PRIORITY, "others are ahead"))
+    behind = desk.store.get(desk.submit().id)
+    assert (behind.reason, behind.message) == (WaitReason.PRIORITY, "others are ahead")
+    gated = desk.submit(after=[behind.id])
+    assert (gated.reason, gated.message) == (None, None)
+    desk.outlook.replace({})
+    assert desk.submit().reason is None
 
 
 def test_the_same_key_again_is_the_same_job(desk: Desk) -> None:
