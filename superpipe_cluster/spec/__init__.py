@@ -11,6 +11,7 @@ from superpipe_cluster.spec.arrays import ArrayRange
 from superpipe_cluster.spec.fields import Memory
 from superpipe_cluster.spec.job import JobSpec
 from superpipe_cluster.spec.job_base import JobBase
+from superpipe_cluster.spec.kinds.embed import EmbedJob, EmbedSection
 from superpipe_cluster.spec.kinds.generate import GenerateJob, GenerateSection
 from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
 from superpipe_cluster.spec.load import load
@@ -31,6 +32,8 @@ __all__ = [
     "ByteRange",
     "DataSection",
     "ElasticSection",
+    "EmbedJob",
+    "EmbedSection",
     "GenerateJob",
     "GenerateSection",
     "JobBase",

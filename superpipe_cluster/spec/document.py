@@ -41,6 +41,13 @@ AS_WRITTEN: tuple[FieldPath, ...] = (
     ("schedule", "not_before"),
     ("data", "files", _ANY),
     ("generate", "prompts", _ANY),
+    ("embed", "texts"),
+    ("embed", "texts", _ANY),
+    ("embed", "images"),
+    ("embed", "images", _ANY),
+    ("embed", "field"),
+    ("embed", "id_field"),
+    ("embed", "prompt"),
     ("model", "source"),
 )
 

@@ -204,6 +204,21 @@ Array = Annotated[
     _unit_schema(ARRAY_PATTERN, "0-15", "0-15%4", "1,3,5-9"),
 ]
 
+#: Paths or globs: a list, or one of them.
+Patterns = Annotated[
+    tuple[Text, ...],
+    Field(min_length=1),
+    BeforeValidator(_one_or_more),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+            ]
+        }
+    ),
+]
+
 #: Ids or names of other jobs: a list, or one of them.
 JobRefs = Annotated[
     tuple[Text, ...],

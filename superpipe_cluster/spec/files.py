@@ -29,7 +29,13 @@ _STDLIB_GLOB = "**/*.py"
 #: Lie inside the standard library's folder without belonging to it.
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
-_Role = Literal["program", "pattern", "file", "folder", "output"]
+_Role = Literal["program", "pattern", "file", "folder", "output", "tree"]
+
+#: Fields with one path or glob, or a list of them; in a `tree` a folder stands for what is in it.
+_PATTERNS: tuple[tuple[FieldPath, _Role], ...] = (
+    (("embed", "texts"), "pattern"),
+    (("embed", "images"), "tree"),
+)
 
 
 @dataclass(frozen=True)
@@ -69,9 +75,9 @@ def local_files(data: dict[str, Any]) -> list[Path]:
         raise missing_error([(problem, None) for problem in problems])
     found: dict[Path, None] = {}
     for named in _named(data):
-        if named.role == "pattern" and not named.text.startswith(STDLIB_PREFIX):
+        if named.role in ("pattern", "tree") and not named.text.startswith(STDLIB_PREFIX):
             found.update(dict.fromkeys(expand(named.text)))
-        elif named.role not in ("pattern", "output"):
+        elif named.role not in ("pattern", "tree", "output"):
             found[Path(named.text)] = None
     return list(found)
 
@@ -96,7 +102,9 @@ def expand_patterns(patterns: Sequence[str]) -> list[Path]:
 
 
 def expand(pattern: str) -> list[Path]:
-    """The files that one path or glob names, sorted; none when there are none."""
+    """The files that one path or glob names, or that are in the folder that it names, sorted."""
+    if os.path.isdir(pattern):
+        pattern = f"{glob.escape(pattern)}/**"
     return sorted(_matches(pattern))
 
 
@@ -151,6 +159,12 @@ def _named(data: dict[str, Any], base: Path | None = None) -> Iterator[_Named]:
     for index, pattern in enumerate(cast("list[object]", patterns) if isinstance(patterns, list) else []):
         if isinstance(pattern, str) and pattern and "\0" not in pattern:
             yield _Named(("data", "files", index), pattern, "pattern")
+    for at, role in _PATTERNS:
+        given = _at(data, at)
+        many = enumerate(cast("list[object]", given)) if isinstance(given, list) else [(None, given)]
+        for index, pattern in many:
+            if isinstance(pattern, str) and pattern and "\0" not in pattern:
+                yield _Named(at if index is None else (*at, index), pattern, role)
 
 
 def _is_folder(text: str, base: Path | None) -> bool:
@@ -184,7 +198,10 @@ def _check(named: _Named) -> Problem | None:
     elif named.role == "folder":
         if not os.path.isdir(text):
             message, hint = f"no such folder: {text}", similar(text)
-    elif named.role == "pattern" and (glob.has_magic(text) or text.startswith(STDLIB_PREFIX)):
+    elif named.role == "tree" and os.path.isdir(text):
+        if next(_matches(f"{glob.escape(text)}/**"), None) is None:
+            message, hint = f"there is no file in {text}", "name a folder with images in it"
+    elif named.role in ("pattern", "tree") and (glob.has_magic(text) or text.startswith(STDLIB_PREFIX)):
         if next(_matches(text), None) is None:
             message, hint = f"no file matches {text}", "in a pattern, ** stands for folders in folders"
     elif os.path.isdir(text):

@@ -11,10 +11,11 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from superpipe_cluster.spec.job_base import JobBase
+from superpipe_cluster.spec.kinds.embed import EmbedJob
 from superpipe_cluster.spec.kinds.generate import GenerateJob
 from superpipe_cluster.spec.kinds.train import TrainJob
 
-JobSpec = Annotated[TrainJob | GenerateJob, Field(discriminator="kind")]
+JobSpec = Annotated[TrainJob | GenerateJob | EmbedJob, Field(discriminator="kind")]
 
 #: The class of each kind, read off the union.
 KINDS: dict[str, type[JobBase]] = {
