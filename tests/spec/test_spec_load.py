@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from superpipe_cluster import spec
 from superpipe_cluster.errors import FileMissing, JobFileError, SpclusterError
+from superpipe_cluster.spec.job import KINDS
 
 Write = Callable[..., Path]
 
@@ -101,7 +102,7 @@ batch_size: 8
 @pytest.mark.parametrize(
     ("kind", "place", "hint"),
     [
-        ("kind: trian\n", "1:7: kind: expected one of train, generate; got 'trian'", "`train`"),
+        ("kind: trian\n", f"1:7: kind: expected one of {', '.join(KINDS)}; got 'trian'", "`train`"),
         ("", "1:1: kind: missing", "kind: train"),
     ],
 )
@@ -116,7 +117,7 @@ def test_a_wrong_kind_does_not_hide_the_rest(write: Write, kind: str, place: str
 
 def test_a_kind_like_nothing_known_is_the_only_mistake_shown(write: Write) -> None:
     found = mistakes(write("kind: 7\nmodel: {}\n"))
-    assert found == ["train.yaml:1:7: kind: expected one of train, generate; got 7"]
+    assert found == [f"train.yaml:1:7: kind: expected one of {', '.join(KINDS)}; got 7"]
 
 
 MODEL = "config: {model_type: llama, hidden_size: 64}"

@@ -17,6 +17,7 @@ from superpipe_cluster import spec
 from superpipe_cluster.errors import JobFileError
 from superpipe_cluster.spec import units
 from superpipe_cluster.spec.document import AS_WRITTEN
+from superpipe_cluster.spec.job import KINDS
 
 TRAIN: dict[str, Any] = {
     "kind": "train",
@@ -297,7 +298,8 @@ def test_a_file_needs_no_name_by_the_schema() -> None:
 
 @pytest.mark.parametrize("path", AS_WRITTEN)
 def test_fields_taken_as_written_exist(path: tuple[str, ...]) -> None:
-    kinds = (spec.TrainJob, spec.GenerateJob)
-    sections = [kind if len(path) == 1 or path[1] == "*" else kind.section_at(path[:1]) for kind in kinds]
+    sections = [
+        kind if len(path) == 1 or path[1] == "*" else kind.section_at(path[:1]) for kind in KINDS.values()
+    ]
     field = path[1] if len(path) > 1 and path[1] != "*" else path[0]
     assert any(section is not None and field in section.model_fields for section in sections)
