@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from superpipe_cluster import __version__
-from superpipe_cluster.api import changes, jobs, logs, machines, news, rules, usage, users
+from superpipe_cluster.api import changes, jobs, logs, machines, news, openai, rules, usage, users
 from superpipe_cluster.api.auth import Guests
 from superpipe_cluster.api.faults import ErrorBody, ErrorView, to_view
 from superpipe_cluster.api.limits import BodyLimit
@@ -54,7 +54,7 @@ def build_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _broken)
-    for part in (jobs, changes, logs, news, machines, usage, rules, users):
+    for part in (jobs, changes, logs, news, machines, usage, rules, users, openai):
         app.include_router(part.router)
     return app
 

@@ -41,7 +41,7 @@ class Policy:
     min_runtime_s: float = 10 * _MINUTE_S
     grow_hold_s: float = 30.0
     grow_min_gain: float = 0.03
-    link_crowd: float = 2.0
+    link_crowd: float = 1.5
     horizon_s: float = _HOUR_S
     backfill_depth: int = 500
     forecast_depth: int = 100

@@ -6,6 +6,7 @@ Needs torch alone and knows nothing of jobs, Ray or Redis.
 from superpipe_cluster.streaming.devices.virtual_device import VirtualDevice
 from superpipe_cluster.streaming.homes.homes import HomeName
 from superpipe_cluster.streaming.homes.loading import Weights, check_weights, parameters_on_meta
+from superpipe_cluster.streaming.homes.weight_files import WeightFiles
 from superpipe_cluster.streaming.opening import stream
 from superpipe_cluster.streaming.policies import PolicyName
 from superpipe_cluster.streaming.streamer import Streamer, StreamStats
@@ -18,6 +19,7 @@ __all__ = [
     "StreamedOptimizer",
     "Streamer",
     "VirtualDevice",
+    "WeightFiles",
     "Weights",
     "check_weights",
     "parameters_on_meta",

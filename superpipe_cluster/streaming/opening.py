@@ -59,8 +59,9 @@ def stream(
         host: where the master copies live: in private memory (`pinned`); frozen weights in one copy for all processes
             of this user on this machine that stream the same (`shared`); in a file (`disk`).
         host_folder: where `disk` has its file; default: the system's folder for temporary files.
-        weights: a safetensors file, a folder with one or several, or a state dict, to fill the model from. What is on
-            `meta` goes straight to the master copies; see `parameters_on_meta`.
+        weights: a safetensors file, a folder with one or several, or a state dict, to fill the model from; or, for a
+            model that has other names, a mapping of these to what `WeightFiles` has. What is on `meta` goes straight to
+            the master copies; see `parameters_on_meta`.
 
     Returns:
         The streamer. Call its `close()` to get a plain module back.

@@ -38,41 +38,40 @@ def streams(job_id: str, held: int, **fields: Any) -> JobRecord:
     return running(job_id, "cpu:0", held, **{"low": 2, "budget_max_bytes": 8, **STREAMING, **fields})
 
 
-def test_where_jobs_use_twice_what_the_link_carries_one_more_of_the_same_user_waits() -> None:
-    two = streams("1", 2, budget_max_bytes=2), streams("2", 2, budget_max_bytes=2)
-    wait = decided(*two, streaming("3", 2, 2))["3"]
+def test_where_jobs_would_use_more_than_the_link_carries_one_more_of_the_same_user_waits() -> None:
+    one = streams("1", 2, budget_max_bytes=2)
+    wait = decided(one, streaming("3", 2, 2))["3"]
     assert isinstance(wait, Wait)
     assert wait.reason is WaitReason.LINK
     assert "link" in wait.message
-    assert isinstance(decided(two[0], streaming("3", 2, 2))["3"], Start)
-    assert isinstance(decided(*two, streaming("3", 2, 2), speed=0)["3"], Start)  # of a link nothing is known
-    assert isinstance(decided(*two, job("3", 2))["3"], Start)  # of whose use of it nothing is known
+    half = streams("1", 7, budget_max_bytes=7)
+    assert isinstance(decided(half, streaming("3", 2, 2))["3"], Start)
+    assert isinstance(decided(one, streaming("3", 2, 2), speed=0)["3"], Start)  # of a link nothing is known
+    assert isinstance(decided(one, job("3", 2))["3"], Start)  # of whose use of it nothing is known
 
 
 @pytest.mark.parametrize("fields", [{"user": "bob"}, {"priority": 2}])
 def test_a_newcomer_and_somebody_who_sits_waiting_are_let_in(fields: dict[str, Any]) -> None:
-    two = streams("1", 2, budget_max_bytes=2), streams("2", 2, budget_max_bytes=2)
-    assert isinstance(decided(*two, streaming("3", 2, 2, **fields))["3"], Start)
+    one = streams("1", 2, budget_max_bytes=2)
+    assert isinstance(decided(one, streaming("3", 2, 2, **fields))["3"], Start)
 
 
 def test_a_newcomer_may_crowd_the_link_by_one_more_and_not_by_two() -> None:
-    three = [streams(str(number), 2, budget_max_bytes=2, user=f"user{number}") for number in (1, 2, 3)]
-    assert isinstance(decided(*three, streaming("4", 2, 2, user="bob"))["4"], Wait)
+    two = [streams(str(number), 2, budget_max_bytes=2, user=f"user{number}") for number in (1, 2)]
+    assert isinstance(decided(*two, streaming("4", 2, 2, user="bob"))["4"], Wait)
+    assert isinstance(decided(two[0], streaming("4", 2, 2, user="bob"))["4"], Start)
 
 
 def test_a_job_starts_with_more_than_its_guarantee_where_it_would_crowd_the_link_otherwise() -> None:
-    running_now = streams("1", 2, budget_max_bytes=2), streams("2", 7, budget_max_bytes=7)  # 100 and 50
-    started = decided(*running_now, streaming("3"), job("4", 100))["3"]  # the last one waits for bytes
+    started = decided(streams("1", 2, budget_max_bytes=2), streaming("3"), job("4", 100))["3"]
     assert isinstance(started, Start)
     assert started.budget_bytes == 7
 
 
 def test_not_beyond_what_its_user_may_hold() -> None:
-    running_now = streams("1", 2, budget_max_bytes=2), streams("2", 7, budget_max_bytes=7)
-    asked = *running_now, streaming("3")
-    quotas = {"ann": Quota("ann", limit_bytes=9 + 6)}
-    assert isinstance(decided(*asked, quotas=quotas)["3"], Wait)
-    assert isinstance(decided(*asked, quotas={"ann": Quota("ann", limit_bytes=9 + 7)})["3"], Start)
+    asked = streams("1", 2, budget_max_bytes=2), streaming("3")
+    assert isinstance(decided(*asked, quotas={"ann": Quota("ann", limit_bytes=2 + 6)})["3"], Wait)
+    assert isinstance(decided(*asked, quotas={"ann": Quota("ann", limit_bytes=2 + 7)})["3"], Start)
 
 
 def test_nobody_is_shrunk_for_one_who_could_not_start_then_on_account_of_the_link() -> None:
@@ -85,24 +84,20 @@ def test_nobody_is_shrunk_for_one_who_could_not_start_then_on_account_of_the_lin
 
 
 def test_those_who_run_grow_while_the_first_in_line_waits_for_the_link() -> None:
-    two = streams("1", 2, budget_max_bytes=5), streams("2", 2, budget_max_bytes=5)
-    asked = decided(*two, streaming("3", 2, 2))
+    asked = decided(streams("1", 2, budget_max_bytes=5), streaming("3", 2, 2))
     assert isinstance(asked["3"], Wait)
-    assert {one.budget_bytes for one in asked.values() if isinstance(one, Resize)} == {5}
+    assert [one.budget_bytes for one in asked.values() if isinstance(one, Resize)] == [5]
 
 
 def test_who_waits_for_the_link_is_promised_the_moment_when_it_is_light_enough() -> None:
-    two = (
-        streams("1", 2, budget_max_bytes=2, may_grow=False, step=990, step_s=3.0),
-        streams("2", 2, budget_max_bytes=2, may_grow=False, step=900, step_s=3.0),
-    )
-    wait = decided(*two, streaming("3", 2, 2))["3"]
+    one = streams("1", 2, budget_max_bytes=2, may_grow=False, step=990, step_s=3.0)
+    wait = decided(one, streaming("3", 2, 2))["3"]
     assert isinstance(wait, Wait)
     assert wait.expected_start_at == NOW + 30.0
-    # A short one behind it uses the link too, and would be in its way; one that ends before is not.
-    behind = decided(*two, streaming("3", 2, 2), streaming("4", 2, 2, steps=9, user="bob"))
+    # Who comes after it and uses the link too would be in its way, but for one that ends before.
+    behind = decided(one, streaming("3", 2, 2), streaming("4", 2, 2, steps=9, user="bob"))
     assert isinstance(behind["4"], Start)
-    behind = decided(*two, streaming("3", 2, 2), streaming("4", 2, 2, steps=11, user="bob"))
+    behind = decided(one, streaming("3", 2, 2), streaming("4", 2, 2, steps=11, user="bob"))
     assert isinstance(behind["4"], Wait)
 
 
@@ -132,5 +127,5 @@ def test_the_least_budget_within_a_part_of_the_link(
 
 
 def test_the_crowd_is_a_tunable() -> None:
-    two = streams("1", 2, budget_max_bytes=2), streams("2", 2, budget_max_bytes=2)
-    assert isinstance(decided(*two, streaming("3", 2, 2), policy=Policy(link_crowd=3.0))["3"], Start)
+    one = streams("1", 2, budget_max_bytes=2)
+    assert isinstance(decided(one, streaming("3", 2, 2), policy=Policy(link_crowd=2.0))["3"], Start)

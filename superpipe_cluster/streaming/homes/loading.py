@@ -22,7 +22,7 @@ from superpipe_cluster.streaming.homes.memory import bytes_of_tensor
 from superpipe_cluster.streaming.homes.weight_files import StoredTensor, WeightFiles
 from superpipe_cluster.streaming.watching.storages import give_memory
 
-Weights = Mapping[str, torch.Tensor] | Path | str
+Weights = Mapping[str, torch.Tensor] | Mapping[str, StoredTensor] | Path | str
 _NAMED = 4  # names in an error message
 
 

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from typing_extensions import override
@@ -79,7 +80,8 @@ class ReadGuard(Watch):
         """Guard the slabs of `engine`, in every thread that joined or will."""
         self.wake()
         if engine.device.torch_device.type == "cpu":
-            self._live[engine] = LiveTensors(engine.charge, not_counted=self._places)
+            is_profile = detect_fake_mode() is not None
+            self._live[engine] = LiveTensors(engine.charge, self._places, is_profile=is_profile)
         self._put_first(engine)
         for slab in engine.slabs:
             self._add(engine, slab)

@@ -20,11 +20,15 @@ class LiveTensors:
     Args:
         charge: called with the bytes of each new storage, and with the negative of it after its death.
         not_counted: storages (by identity) that are accounted for elsewhere.
+        is_profile: whether what has no memory is counted as if it had, and not the other way round.
     """
 
-    def __init__(self, charge: Callable[[int], None], not_counted: Container[int] = ()) -> None:
+    def __init__(
+        self, charge: Callable[[int], None], not_counted: Container[int] = (), *, is_profile: bool = False
+    ) -> None:
         self._charge = charge
         self._not_counted = not_counted
+        self._is_profile = is_profile
         self._living: dict[int, _Living] = {}
         # Tensors die at any moment, in the middle of counting and in other threads too: a death only leaves a note.
         self._died: deque[int] = deque()
@@ -53,6 +57,8 @@ class LiveTensors:
         key = storage._cdata
         if key in self._living or key in self._not_counted:
             return
+        if (storage.device.type == "meta") is not self._is_profile:
+            return  # a model that is only planned, or not loaded yet, beside the one that runs
         nbytes = storage.nbytes()
         if nbytes:
             if self._died:
