@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from superpipe_cluster.client import Client
+    from superpipe_cluster.execution.current import current_job, stream
     from superpipe_cluster.planning.model_plan import plan
-    from superpipe_cluster.streaming import Streamer, stream
+    from superpipe_cluster.streaming import Streamer
 
-__all__ = ["Client", "Streamer", "__version__", "plan", "stream"]
+__all__ = ["Client", "Streamer", "__version__", "current_job", "plan", "stream"]
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,8 @@ _HOMES = {
     "Client": "superpipe_cluster.client",
     "plan": "superpipe_cluster.planning.model_plan",
     "Streamer": "superpipe_cluster.streaming",
-    "stream": "superpipe_cluster.streaming",
+    "current_job": "superpipe_cluster.execution.current",
+    "stream": "superpipe_cluster.execution.current",
 }
 
 

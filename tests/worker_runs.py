@@ -11,7 +11,7 @@ from typing import Any
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.layout import JobFolder
-from superpipe_cluster.execution.supervisor import End, Supervisor
+from superpipe_cluster.execution.supervisor import End, Grace, Supervisor
 from superpipe_cluster.machine import parse_device
 from waiting import wait_until
 
@@ -30,16 +30,18 @@ class Run:
         )  # fmt: skip
         self.progress: dict[str, Any] = {}
 
-    def start(self) -> Supervisor:
+    def start(self, grace: Grace | None = None) -> Supervisor:
         self.attempt = replace(self.attempt, attempt=self.attempt.attempt + 1, epoch=self.attempt.epoch + 1)
         self.attempt.write(self.folder)
-        supervisor = Supervisor(self.folder.root)
+        supervisor = Supervisor(self.folder.root, grace or Grace())
         supervisor.start()
         return supervisor
 
     def finish(self, supervisor: Supervisor) -> End:
         end = supervisor.wait(100)
         self.progress.update(supervisor.take_progress())
+        while supervisor.has_progress:  # the first report of metrics is one of its own
+            self.progress.update(supervisor.take_progress())
         assert end is not None, self.log()
         return end
 

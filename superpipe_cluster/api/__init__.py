@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from superpipe_cluster.api.app import build_app
-    from superpipe_cluster.api.service import Code, LogChunk, Service
+    from superpipe_cluster.api.service import Code, CodeFile, LogChunk, OwnCode, Service
 
-__all__ = ["Code", "LogChunk", "Service", "build_app"]
+__all__ = ["Code", "CodeFile", "LogChunk", "OwnCode", "Service", "build_app"]
 
-_HOMES = {"build_app": "app", "Code": "service", "LogChunk": "service", "Service": "service"}
+_HOMES = {
+    "build_app": "app",
+    "Code": "service",
+    "CodeFile": "service",
+    "LogChunk": "service",
+    "OwnCode": "service",
+    "Service": "service",
+}
 
 
 def __getattr__(name: str) -> Any:

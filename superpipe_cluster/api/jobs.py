@@ -10,7 +10,9 @@ nobody from looking at the queue.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePosixPath
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -19,10 +21,11 @@ from superpipe_cluster.api.access import may_touch, require_touch
 from superpipe_cluster.api.auth import AService, AUser
 from superpipe_cluster.api.limits import check_json, check_text
 from superpipe_cluster.api.listing import Listing
-from superpipe_cluster.api.service import Code
+from superpipe_cluster.api.service import Code, CodeFile, OwnCode
 from superpipe_cluster.api.views import (
     CancelRequest,
     CodeUpload,
+    FileUpload,
     JobDetail,
     JobList,
     JobView,
@@ -32,7 +35,7 @@ from superpipe_cluster.api.views import (
     job_view,
 )
 from superpipe_cluster.errors import BadInput
-from superpipe_cluster.spec import JobSpec, parse
+from superpipe_cluster.spec import JobSpec, ScriptJob, parse
 from superpipe_cluster.spec.fields import NAME_PATTERN
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -67,7 +70,7 @@ async def submit(
     def work() -> Response:
         check_json(body.spec, "spec")
         spec = parse(body.spec)
-        record = service.submit(user, spec, _code(spec, body.code), idempotency_key)
+        record = service.submit(user, spec, _code(spec, body.code, body.files), idempotency_key)
         made = job_detail(record, tasks=service.tasks(user, record))
         return _written(made, 201, {"Location": f"/v1/jobs/{record.id}"})
 
@@ -79,7 +82,9 @@ def _written(view: View, status: int, headers: dict[str, str]) -> Response:
     return Response(view.model_dump_json(), status, headers, "application/json")
 
 
-def _code(spec: JobSpec, upload: CodeUpload | None) -> Code | None:
+def _code(spec: JobSpec, upload: CodeUpload | None, files: Sequence[FileUpload]) -> OwnCode | None:
+    if files:
+        return _files(spec, files)
     if (upload is None) != (spec.own_program is None):
         came = "no program" if upload is None else "a program"
         raise BadInput(
@@ -91,6 +96,18 @@ def _code(spec: JobSpec, upload: CodeUpload | None) -> Code | None:
     check_text(upload.text, "code.text")
     check_text(upload.name, "code.name")
     return Code(name=upload.name, text=upload.text)
+
+
+def _files(spec: JobSpec, uploads: Sequence[FileUpload]) -> tuple[CodeFile, ...]:
+    if not isinstance(spec, ScriptJob):
+        raise BadInput("files travel with a script only", hint="other programs are one file each: `code`")
+    paths = [upload.path for upload in uploads]
+    folders = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    for path in paths:
+        check_text(path, "files.path")
+        if path in folders or paths.count(path) > 1:
+            raise BadInput(f"files: {path} is there twice", hint="a path names one file, or a folder")
+    return tuple(CodeFile(one.path, one.content, one.executable) for one in uploads)
 
 
 @router.get("", summary="The queue", response_model=JobList)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 from superpipe_cluster.api.views import (
@@ -45,6 +46,22 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
+class CodeFile:
+    """A file that travels with a script, as it was when the job was submitted.
+
+    `path` is relative and leads nowhere else (checked by the API); `executable` says that it can be run by itself.
+    """
+
+    path: str
+    data: bytes
+    executable: bool = False
+
+
+#: What a submitter sends of their own: a worker program, or the files of a script.
+OwnCode = Code | tuple[CodeFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LogChunk:
     """A piece of a job's log file.
 
@@ -74,7 +91,9 @@ class Service(Protocol):
 
     # ---- jobs ------------------------------------------------------------------------------------------
 
-    def submit(self, user: User, spec: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
+    def submit(
+        self, user: User, spec: JobSpec, code: OwnCode | None, idempotency_key: str | None
+    ) -> JobRecord:
         """Plan the job, refuse what can never run, and put it, or all tasks of its array, in the queue in one write.
 
         Answers the first task of an array. The same user and `idempotency_key` again give the first record and
@@ -134,6 +153,10 @@ class Service(Protocol):
 
         A job whose record is in a terminal state writes no more log.
         """
+        ...
+
+    def door(self, job_id: str) -> Path:
+        """The unix socket at which the job's program answers requests, if it serves any; it need not be there."""
         ...
 
     def cancel(self, user: User, job_id: str, *, force: bool) -> JobRecord:

@@ -21,7 +21,7 @@ from superpipe_cluster.api.views import JobDetail, JobList, JobView, LogView
 from superpipe_cluster.client.cluster import ClusterCalls, user_name
 from superpipe_cluster.client.connect import Connection, find_cluster
 from superpipe_cluster.client.exchange import FOLLOWING_PATIENCE_S, PATIENCE_S, Exchange
-from superpipe_cluster.client.program import program_of
+from superpipe_cluster.client.program import files_of, program_of
 from superpipe_cluster.errors import BadInput, Conflict
 from superpipe_cluster.spec import JobSpec
 from superpipe_cluster.spec.fields import NAME_PATTERN
@@ -122,7 +122,7 @@ class Client(ClusterCalls):
         """
         spec = job_files.load(Path(job), overrides=list(overrides)) if isinstance(job, str | Path) else job
         spec.local_files()
-        body = {"spec": job_files.dump(spec), "code": program_of(spec)}
+        body = {"spec": job_files.dump(spec), "code": program_of(spec), "files": files_of(spec)}
         key = idempotency_key or uuid.uuid4().hex
         answer = self._exchange.ask(
             "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout_s=_SUBMIT_TIMEOUT_S

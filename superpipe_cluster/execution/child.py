@@ -14,15 +14,16 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from superpipe_cluster.errors import BadInput, DeviceOutOfMemory, NeverFits, SpclusterError, StaleWrite
+from superpipe_cluster.errors import BadInput, SpclusterError, StaleWrite
+from superpipe_cluster.execution import current
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.checkpoints import Checkpoints
 from superpipe_cluster.execution.control import PARENT_PID, ChildLine
+from superpipe_cluster.execution.failure import print_error, reason_of, sentence_of
 from superpipe_cluster.execution.job import Job
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.lifecycle.states import EndReason
@@ -47,7 +48,8 @@ def main(root: Path, epoch: int) -> int:
             if attempt.epoch != epoch:
                 raise StaleWrite(f"epoch {attempt.epoch} of job {attempt.id} has begun, after {epoch}")
             Checkpoints(folder, attempt.id, epoch).tidy()
-            job = _job(attempt, folder, line)
+            job = Job.of(attempt, folder, line)
+            current.enter(job)
             program_main = _load(Path(attempt.program))
             line.send({"type": "progress", "running": True})
             program_main(job)
@@ -94,16 +96,6 @@ def _close_quietly(descriptor: int) -> None:
         os.close(descriptor)
 
 
-def _job(attempt: Attempt, folder: JobFolder, line: ChildLine) -> Job:
-    from superpipe_cluster import spec
-
-    job_file = spec.parse(attempt.job)
-    source = attempt.resolved.get("model_source")
-    if source is not None and job_file.model is not None:
-        job_file = job_file.model_copy(update={"model": job_file.model.model_copy(update={"source": source})})
-    return Job(attempt, job_file, folder, line)
-
-
 def _load(program: Path) -> Callable[[Job], Any]:
     """The `main` of the program. It is run by path and never as part of a package."""
     found = importlib.util.spec_from_file_location(_PROGRAM_MODULE, program)
@@ -123,36 +115,17 @@ def _left(error: SystemExit) -> tuple[EndReason, str | None, int]:
     if error.code is None or error.code == 0:
         return EndReason.OK, None, 0
     if isinstance(error.code, int):
-        return EndReason.ERROR, f"the program left with exit code {error.code}", error.code & 0xFF
+        notes: list[str] = getattr(error, "__notes__", [])
+        words = ": ".join([f"the program left with exit code {error.code}", *notes])
+        return EndReason.ERROR, words, error.code & 0xFF
     return EndReason.ERROR, str(error.code), 1
 
 
 def _failed(error: BaseException) -> tuple[EndReason, str, int]:
     """The reason, the sentence and the exit code of an exception that reached the top."""
-    if isinstance(error, SpclusterError):
-        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
-    else:
-        traceback.print_exc()
-    sys.stderr.flush()
-    message = error.message if isinstance(error, SpclusterError) else f"{type(error).__name__}: {error}"
+    print_error(error)
     exit_code = error.exit_code if isinstance(error, SpclusterError) else 1
-    return _reason(error), message, exit_code
-
-
-def _reason(error: BaseException) -> EndReason:
-    torch = sys.modules.get("torch")
-    out_of_memory: tuple[type[BaseException], ...] = (DeviceOutOfMemory, MemoryError)
-    if torch is not None and isinstance(getattr(torch, "OutOfMemoryError", None), type):
-        out_of_memory = (*out_of_memory, torch.OutOfMemoryError)
-    if isinstance(error, out_of_memory):
-        return EndReason.OOM
-    if isinstance(error, StaleWrite):
-        return EndReason.WORKER_LOST
-    if isinstance(error, NeverFits):
-        return EndReason.NEVER_FITS
-    if isinstance(error, BadInput):
-        return EndReason.BAD_INPUT
-    return EndReason.ERROR
+    return reason_of(error), sentence_of(error), exit_code
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Owns framing, and what the child has been told last. The child sends `{"type": "progress", ...}` and, last,
 `{"type": "end", "reason", "message"}`; the actor sends `{"type": "stop", "why"}`, `{"type": "budget", "bytes",
-"revision"}` and `{"type": "pause", "on"}`.
+"revision"}` and `{"type": "pause", "on"}`. Who borrows a job (`lending`) tells its lender besides that it is
+`stopping`, and how it has `failed`.
 """
 
 from __future__ import annotations

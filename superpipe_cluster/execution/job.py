@@ -8,15 +8,18 @@ moment.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from superpipe_cluster.execution import current
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.boundary import Boundary
 from superpipe_cluster.execution.checkpoints import Checkpoints
 from superpipe_cluster.execution.control import ChildLine
 from superpipe_cluster.execution.layout import JobFolder
+from superpipe_cluster.execution.lending import Loan, lend
 from superpipe_cluster.execution.pace import Pace
 from superpipe_cluster.machine.devices import Device
 from superpipe_cluster.sizes import bytes_of
@@ -60,6 +63,8 @@ class Job:
         device: where the job runs.
         output: folder for the results; also the current folder.
         checkpoint_dir: folder of the checkpoints.
+        door: where a program that answers requests makes its unix socket; the head's door asks there.
+        code: folder of the program and the files that were submitted with the job.
         array_index: its number in its array; None for a job that is in none.
         params: the job file's `params`, and `array_index` where there is one.
     """
@@ -72,11 +77,14 @@ class Job:
         self.device: Device = attempt.device
         self.output = Path(attempt.output)
         self.checkpoint_dir = folder.checkpoints
+        self.door = folder.door
+        self.code = folder.code
         self.array_index = attempt.array_index
         self.params: dict[str, Any] = dict(spec.params)
         if attempt.array_index is not None:
             self.params["array_index"] = attempt.array_index
         self._link_clock = attempt.link_clock
+        self._epoch = attempt.epoch
         self._folder = folder
         self._line = line
         self._streamers: list[Streamer] = []
@@ -87,6 +95,23 @@ class Job:
         self._sent_s = -_PROGRESS_EVERY_S
         self._pace = Pace()
         self._saw_stop = False
+
+    @classmethod
+    def of(cls, attempt: Attempt, folder: JobFolder, line: ChildLine) -> Job:
+        """The job of an attempt as it was written down.
+
+        Raises:
+            BadInput: what is written is no job file.
+        """
+        from superpipe_cluster import spec
+
+        job_file = spec.parse(attempt.job)
+        source = attempt.resolved.get("model_source")
+        if source is not None and job_file.model is not None:
+            job_file = job_file.model_copy(
+                update={"model": job_file.model.model_copy(update={"source": source})}
+            )
+        return cls(attempt, job_file, folder, line)
 
     # ---- streaming -------------------------------------------------------------------------------------
 
@@ -187,6 +212,33 @@ class Job:
         floor_bytes = self._boundary.floor_bytes()
         return sums if floor_bytes is None else {**sums, "floor_bytes": floor_bytes}
 
+    def tell_failure(self, reason: str, message: str) -> None:
+        """Tell whoever has lent this job why the process is about to end; the `EndReason` and a sentence."""
+        self._line.send({"type": "failed", "reason": reason, "message": message})
+
+    # ---- lending ---------------------------------------------------------------------------------------
+
+    @contextmanager
+    def lend(self) -> Iterator[tuple[Loan, dict[str, str]]]:
+        """Let a process that this program starts be the job: it streams, reports and saves in this program's place.
+
+        Gives, for the length of a `with` block, what that process tells, and the environment variables by which
+        `superpipe_cluster.current_job()` finds the job there. See [Note: one at a time] in `lending`.
+        """
+        variables = {
+            current.JOB_FOLDER: str(self._folder.root),
+            current.EPOCH: str(self._epoch),
+            "SPCLUSTER_JOB_ID": self.id,
+            "SPCLUSTER_JOB_NAME": self.name,
+            "SPCLUSTER_ATTEMPT": str(self.attempt),
+            "SPCLUSTER_OUTPUT": str(self.output),
+            "SPCLUSTER_CODE": str(self.code),
+            "SPCLUSTER_BUDGET_BYTES": str(self.budget_bytes),
+            "SPCLUSTER_DEVICE": "cpu" if self.device.kind == "virtual" else "cuda:0",
+        }
+        with lend(self._line, self._folder, self.budget_bytes) as loan:
+            yield loan, variables
+
     # ---- stopping --------------------------------------------------------------------------------------
 
     @property
@@ -197,6 +249,8 @@ class Job:
         """
         self._at_boundary()
         asked = self._line.wishes.stop is not None
+        if asked and not self._saw_stop:
+            self._line.send({"type": "stopping"})
         self._saw_stop = self._saw_stop or asked
         return asked
 

@@ -7,7 +7,8 @@ and `pid` and appends to `log.txt`; all else belongs to the child that holds `lo
     epoch         fencing number of the newest attempt     lock      flock, held by the living child
     code/         the user's own program, as submitted     pid       the newest child's process group
     checkpoints/  CURRENT, step-00000040-e1/, ...         output/   results, unless `output:` says elsewhere
-    actor         the newest attempt's actor
+    actor         the newest attempt's actor           line      socket of a job that is lent
+    door          unix socket at which a served model answers
 """
 
 from __future__ import annotations
@@ -56,6 +57,11 @@ class JobFolder:
         return self.root / "actor"
 
     @property
+    def line(self) -> Path:
+        """The socket at which processes of the program find the job, see `lending`."""
+        return self.root / "line"
+
+    @property
     def code(self) -> Path:
         """The folder of the user's own program."""
         return self.root / "code"
@@ -69,6 +75,11 @@ class JobFolder:
     def current_checkpoint(self) -> Path:
         """The file that says which of the checkpoints counts, see `checkpoints.Current`."""
         return self.checkpoints / "CURRENT"
+
+    @property
+    def door(self) -> Path:
+        """The unix socket at which a served model answers, while it does."""
+        return self.root / "door"
 
     @property
     def output(self) -> Path:

@@ -15,10 +15,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from superpipe_cluster import __version__
-from superpipe_cluster.api.service import Code, LogChunk, Verb
+from superpipe_cluster.api.service import LogChunk, OwnCode, Verb
 from superpipe_cluster.api.views import (
     ChangeRequest,
     ClusterView,
@@ -130,7 +131,9 @@ class HeadService:
 
     # ---- jobs ------------------------------------------------------------------------------------------
 
-    def submit(self, user: User, spec: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
+    def submit(
+        self, user: User, spec: JobSpec, code: OwnCode | None, idempotency_key: str | None
+    ) -> JobRecord:
         """See `Service.submit`."""
         record = self._submission.submit(user, spec, code, idempotency_key)
         self._wake()
@@ -189,6 +192,10 @@ class HeadService:
                 return LogChunk(file.read(limit), size_bytes)
         except FileNotFoundError:
             return LogChunk(b"", 0)
+
+    def door(self, job_id: str) -> Path:
+        """See `Service.door`."""
+        return self._home.job(job_id).door
 
     def cancel(self, user: User, job_id: str, *, force: bool) -> JobRecord:
         """See `Service.cancel`."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.api.access import require_touch
-from superpipe_cluster.api.service import Code
+from superpipe_cluster.api.service import Code, OwnCode
 from superpipe_cluster.errors import BadInput, NotFound, SpclusterError, StoreUnavailable
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.head.admission import needs_of, require_quota
@@ -34,7 +34,7 @@ from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.machine import Device
 from superpipe_cluster.planning import Plan, PlannedDevice
 from superpipe_cluster.scheduling.decisions import Wait
-from superpipe_cluster.spec import AfterSection, JobSpec
+from superpipe_cluster.spec import AfterSection, JobSpec, ScriptJob
 from superpipe_cluster.spec.files import JOB_PREFIX, is_path
 from superpipe_cluster.store.interface import JobStore, User
 
@@ -98,7 +98,9 @@ class Submission:
         self._find = find
         self._outlook = outlook
 
-    def submit(self, user: User, job: JobSpec, code: Code | None, idempotency_key: str | None) -> JobRecord:
+    def submit(
+        self, user: User, job: JobSpec, code: OwnCode | None, idempotency_key: str | None
+    ) -> JobRecord:
         """See `api.service.Service.submit`."""
         asked = self._resolve(user, job)
         _require_files(job)
@@ -135,7 +137,7 @@ class Submission:
 
     # ---- folders ---------------------------------------------------------------------------------------
 
-    def _new_folder(self, code: Code | None) -> tuple[str, JobFolder]:
+    def _new_folder(self, code: OwnCode | None) -> tuple[str, JobFolder]:
         """An id and its folder, with the program in it: later edits of it do not change a queued job."""
         while True:
             job_id = self._store.next_job_id()
@@ -157,7 +159,7 @@ class Submission:
             return
         try:
             for folder in folders:
-                for path in (*folder.code.iterdir(), folder.code):
+                for path in (*folder.code.rglob("*"), folder.code):
                     descriptor = os.open(path, os.O_RDONLY)
                     try:
                         os.fsync(descriptor)
@@ -316,11 +318,18 @@ def _program_at_submit(worker: str, folder: JobFolder) -> Path:
         raise BadInput(error.message, hint=error.hint) from None
 
 
-def _keep_program(code: Code | None, folder: JobFolder) -> None:
+def _keep_program(code: OwnCode | None, folder: JobFolder) -> None:
     if code is None:
         return
     folder.code.mkdir()
-    (folder.code / code.name).write_text(code.text, encoding="utf-8")
+    if isinstance(code, Code):
+        (folder.code / code.name).write_text(code.text, encoding="utf-8")
+        return
+    for file in code:
+        path = folder.code / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(file.data)
+        path.chmod(0o555 if file.executable else 0o444)  # a result written over its own code would be lost
 
 
 def _disk_refuses(home: Home, error: OSError) -> StoreUnavailable:
@@ -365,8 +374,9 @@ def _require_possible(other: JobRecord, way: str, where: str) -> None:
 
 def _require_files(job: JobSpec) -> None:
     """Raise `FileMissing` for what the job names and this machine does not have; its program is with us."""
+    with_us = {"folder": None} if isinstance(job, ScriptJob) else {"worker": "train_lm"}
     try:
-        job.model_copy(update={"worker": "train_lm"}).local_files()
+        job.model_copy(update=with_us).local_files()
     except SpclusterError:
         raise
     except OSError as error:

@@ -13,6 +13,7 @@ from superpipe_cluster.spec.job import JobSpec
 from superpipe_cluster.spec.job_base import JobBase
 from superpipe_cluster.spec.kinds.embed import EmbedJob, EmbedSection
 from superpipe_cluster.spec.kinds.generate import GenerateJob, GenerateSection
+from superpipe_cluster.spec.kinds.script import ScriptJob
 from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
 from superpipe_cluster.spec.load import load
 from superpipe_cluster.spec.parse import dump, parse, parse_stored
@@ -42,6 +43,7 @@ __all__ = [
     "ModelSection",
     "ResourcesSection",
     "ScheduleSection",
+    "ScriptJob",
     "StreamingSection",
     "TrainJob",
     "TrainSection",

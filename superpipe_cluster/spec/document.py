@@ -49,6 +49,10 @@ AS_WRITTEN: tuple[FieldPath, ...] = (
     ("embed", "id_field"),
     ("embed", "prompt"),
     ("model", "source"),
+    ("run",),
+    ("run", _ANY),
+    ("files", _ANY),
+    ("pip", _ANY),
 )
 
 

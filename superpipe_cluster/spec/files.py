@@ -29,7 +29,7 @@ _STDLIB_GLOB = "**/*.py"
 #: Lie inside the standard library's folder without belonging to it.
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
 
-_Role = Literal["program", "pattern", "file", "folder", "output", "tree"]
+_Role = Literal["program", "pattern", "file", "folder", "place", "output", "tree"]
 
 #: Fields with one path or glob, or a list of them; in a `tree` a folder stands for what is in it.
 _PATTERNS: tuple[tuple[FieldPath, _Role], ...] = (
@@ -77,7 +77,7 @@ def local_files(data: dict[str, Any]) -> list[Path]:
     for named in _named(data):
         if named.role in ("pattern", "tree") and not named.text.startswith(STDLIB_PREFIX):
             found.update(dict.fromkeys(expand(named.text)))
-        elif named.role not in ("pattern", "tree", "output"):
+        elif named.role not in ("pattern", "tree", "output") and named.at != ("folder",):
             found[Path(named.text)] = None
     return list(found)
 
@@ -147,6 +147,8 @@ def _named(data: dict[str, Any], base: Path | None = None) -> Iterator[_Named]:
         (("generate", "prompts"), "file"),
         (("model", "source"), "folder"),
         (("model", "tokenizer"), "folder"),
+        (("folder",), "place"),
+        (("venv",), "place"),
         (("output",), "output"),
     ):
         text = _at(data, at)
@@ -195,7 +197,7 @@ def _check(named: _Named) -> Problem | None:
     if named.role == "output":
         if os.path.exists(text) and not os.path.isdir(text):
             message, hint = f"{text} is a file", "name a folder; it need not exist yet"
-    elif named.role == "folder":
+    elif named.role in ("folder", "place"):
         if not os.path.isdir(text):
             message, hint = f"no such folder: {text}", similar(text)
     elif named.role == "tree" and os.path.isdir(text):

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 from superpipe_cluster import bundled
 from superpipe_cluster.errors import FileMissing, JobFileError, NotFound
+from superpipe_cluster.spec import commands, files
 from superpipe_cluster.spec import document as documents
-from superpipe_cluster.spec import files
 from superpipe_cluster.spec.base import FieldPath
 from superpipe_cluster.spec.document import Document, Mark
 from superpipe_cluster.spec.fields import safe_name
@@ -56,13 +56,16 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> JobSpec
     done, unapplied = apply_overrides(document, overrides)
     if data.get("name") is None:
         data["name"] = safe_name(Path(shown).stem)
+    is_script = data.get("kind") == "script"
+    if is_script and data.get("folder") is None:
+        data["folder"] = "."
     files.resolve(data, base)
     job, problems = check(data)
     problems += _unknown_worker(data)
     # A value that cannot be read has its mistake already, whatever else it is not.
     unread = {problem.path for _, problem in document.problems if not problem.about_key}
     problems = [problem for problem in problems if problem.path not in unread]
-    missing = files.missing(data)
+    missing = files.missing(data) + (list(commands.problems(data)) if is_script else [])
 
     sources = _Sources(shown, document, done)
     if job is not None and not problems and not document.problems and not unapplied:

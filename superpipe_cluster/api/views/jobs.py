@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Base64Bytes, ConfigDict, Field, field_validator
 
 from superpipe_cluster.api.views.base import JsonObject, Metric, Request, View
 from superpipe_cluster.scheduling.curve import step_s
@@ -191,6 +191,22 @@ class CodeUpload(Request):
     text: str
 
 
+class FileUpload(Request):
+    """A file that travels with a script: its path in the script's folder, its bytes in base64, if it can be run."""
+
+    path: str = Field(pattern=r"^[^\x00]+$", max_length=1000)
+    content: Base64Bytes
+    executable: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        """A path of plain names cannot lead out of a folder."""
+        if any(name in ("", ".", "..") or len(name.encode()) > 240 for name in path.split("/")):
+            raise ValueError("expected a path inside the script's folder")
+        return path
+
+
 class SubmitRequest(Request):
     """A job to put in the queue: the fields of a job file, with absolute paths."""
 
@@ -216,6 +232,7 @@ class SubmitRequest(Request):
 
     spec: dict[str, Any]
     code: CodeUpload | None = None
+    files: list[FileUpload] = Field(default=[], max_length=10_000)
 
 
 class LogView(View):

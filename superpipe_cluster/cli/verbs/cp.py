@@ -27,12 +27,14 @@ def command(name: str, dest: Path, force: bool) -> None:
     """
     source = bundled.job_path(name.removeprefix("jobs:"))
     target = dest / source.name if dest.is_dir() else dest
-    copies = {target: source} | {target.with_name(program.name): program for program in _programs(source)}
+    copies = {target: source} | {target.parent / path: file for path, file in _files(source)}
     there = next((copy for copy in copies if copy.exists() and not force), None)
     if there is not None:
         raise Conflict(f"{there} is already there", hint="--force replaces it, or name another file")
     try:
         for copy, original in copies.items():
+            if copy.parent != target.parent:
+                copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(original, copy)
     except OSError as failure:
         raise BadInput(
@@ -42,10 +44,12 @@ def command(name: str, dest: Path, force: bool) -> None:
     note(f"`spcluster submit {target}` runs it")
 
 
-def _programs(source: Path) -> list[Path]:
-    """The job's own program, if it brings one along."""
+def _files(source: Path) -> list[tuple[Path, Path]]:
+    """The program or the files that the job brings along: where they lie beside it, and here."""
     # Here, so that `cp --help` stays fast.
     from superpipe_cluster import spec
 
-    program = spec.load(source).own_program
-    return [] if program is None else [program]
+    job = spec.load(source)
+    if isinstance(job, spec.ScriptJob):
+        return [(Path(path), source.parent / path) for path in job.travelling()]
+    return [] if job.own_program is None else [(Path(job.own_program.name), job.own_program)]

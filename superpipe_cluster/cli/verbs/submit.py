@@ -18,7 +18,7 @@ from superpipe_cluster.cli.outcome import exit_code, sentence
 from superpipe_cluster.cli.times import moment
 from superpipe_cluster.cli.words import note
 from superpipe_cluster.client import Client
-from superpipe_cluster.client.program import program_of
+from superpipe_cluster.client.program import files_of, program_of
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.spec.units import spell_moment
 
@@ -84,6 +84,7 @@ def command(
     checked = spec.load(job_path(job), overrides=changes)
     checked.local_files()
     program_of(checked)
+    files_of(checked)
     if follow and checked.array is not None:
         raise BadInput(
             "-f follows one log, and an array has one per task",
