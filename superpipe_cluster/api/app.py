@@ -16,7 +16,6 @@ from starlette.requests import Request
 
 from superpipe_cluster import __version__
 from superpipe_cluster.api import changes, jobs, logs, machines, news, openai, rules, usage, users
-from superpipe_cluster.api.auth import Guests
 from superpipe_cluster.api.faults import ErrorBody, ErrorView, to_view
 from superpipe_cluster.api.limits import BodyLimit
 from superpipe_cluster.api.listing import Listing
@@ -48,7 +47,6 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.state.listing = Listing()
-    app.state.guests = Guests()
     app.add_middleware(BodyLimit)
     app.add_exception_handler(SpclusterError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
