@@ -25,6 +25,8 @@ class Tokenizer(Protocol):
     """What the workers need of a tokenizer."""
 
     eos_token_id: int
+    pretrained: Any
+    """What transformers loaded; None for bytes."""
 
     def __len__(self) -> int:
         """Tokens that the model must know."""
@@ -47,6 +49,7 @@ class ByteTokenizer:
     """UTF-8 bytes as tokens 0 to 255, and 256 for the end of a text. Needs no files."""
 
     eos_token_id = 256
+    pretrained: Any = None
 
     def __len__(self) -> int:
         """257: the bytes and the end."""
@@ -66,20 +69,20 @@ class ByteTokenizer:
 
 class _PretrainedTokenizer:
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.pretrained: Any = tokenizer
         self.eos_token_id: int = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return len(self.pretrained)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        return self.pretrained.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
+        return self.pretrained.decode(ids, skip_special_tokens=True)
 
     def save(self, folder: Path) -> None:
-        self._tokenizer.save_pretrained(folder)
+        self.pretrained.save_pretrained(folder)
 
 
 def load_tokenizer(section: ModelSection) -> Tokenizer:

@@ -104,11 +104,14 @@ def plan(
 
 def where_of(job: spec.JobBase) -> Where:
     """Where the optimizer of a job computes."""
-    return (
-        "on_host"
-        if isinstance(job, spec.TrainJob) and job.train and job.train.optimizer_on == "host"
-        else "on_device"
+    settings = (
+        job.train
+        if isinstance(job, spec.TrainJob)
+        else job.finetune
+        if isinstance(job, spec.FinetuneJob)
+        else None
     )
+    return "on_host" if settings is not None and settings.optimizer_on == "host" else "on_device"
 
 
 def recorded(

@@ -26,6 +26,7 @@ class Probe:
         optimizer: makes the job's optimizer for some parameters, None if the job does not train.
         accumulate: micro-batches per step of the optimizer.
         before_update: what else happens before the optimizer steps (clipping), if anything does.
+        master_weights: the type of the copies that the optimizer steps, None if it steps the weights themselves.
     """
 
     model: nn.Module
@@ -33,6 +34,7 @@ class Probe:
     optimizer: Callable[[list[torch.Tensor]], torch.optim.Optimizer] | None = None
     accumulate: int = 1
     before_update: Callable[[], object] | None = None
+    master_weights: torch.dtype | None = None
 
 
 @dataclass(frozen=True)

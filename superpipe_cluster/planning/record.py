@@ -133,7 +133,9 @@ def streamed_optimizer(
         return None
     plain = probe.optimizer(trainable)
     # The groups hold all of its options.
-    return streamer.optimizer(type(plain), plain.param_groups, where=where)
+    return streamer.optimizer(
+        type(plain), plain.param_groups, where=where, master_weights=probe.master_weights
+    )
 
 
 def _traced(unit: Unit) -> TracedUnit:

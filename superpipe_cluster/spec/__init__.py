@@ -12,6 +12,7 @@ from superpipe_cluster.spec.fields import Memory
 from superpipe_cluster.spec.job import JobSpec
 from superpipe_cluster.spec.job_base import JobBase
 from superpipe_cluster.spec.kinds.embed import EmbedJob, EmbedSection
+from superpipe_cluster.spec.kinds.finetune import ExamplesSection, FinetuneJob, FinetuneSection
 from superpipe_cluster.spec.kinds.generate import GenerateJob, GenerateSection
 from superpipe_cluster.spec.kinds.script import ScriptJob
 from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
@@ -35,6 +36,9 @@ __all__ = [
     "ElasticSection",
     "EmbedJob",
     "EmbedSection",
+    "ExamplesSection",
+    "FinetuneJob",
+    "FinetuneSection",
     "GenerateJob",
     "GenerateSection",
     "JobBase",

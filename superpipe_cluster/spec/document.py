@@ -40,6 +40,8 @@ AS_WRITTEN: tuple[FieldPath, ...] = (
     ("schedule", "window"),
     ("schedule", "not_before"),
     ("data", "files", _ANY),
+    ("data", "eval_files", _ANY),
+    ("data", "columns", _ANY),
     ("generate", "prompts", _ANY),
     ("embed", "texts"),
     ("embed", "texts", _ANY),

@@ -145,6 +145,7 @@ def _named(data: dict[str, Any], base: Path | None = None) -> Iterator[_Named]:
     for at, role in (
         (("worker",), "program"),
         (("generate", "prompts"), "file"),
+        (("data", "chat_template"), "file"),
         (("model", "source"), "folder"),
         (("model", "tokenizer"), "folder"),
         (("folder",), "place"),
@@ -157,10 +158,11 @@ def _named(data: dict[str, Any], base: Path | None = None) -> Iterator[_Named]:
         if (role == "program" and not is_path(text)) or (role == "folder" and not _is_folder(text, base)):
             continue
         yield _Named(at, text, cast("_Role", role))
-    patterns = _at(data, ("data", "files"))
-    for index, pattern in enumerate(cast("list[object]", patterns) if isinstance(patterns, list) else []):
-        if isinstance(pattern, str) and pattern and "\0" not in pattern:
-            yield _Named(("data", "files", index), pattern, "pattern")
+    for field in ("files", "eval_files"):
+        patterns = _at(data, ("data", field))
+        for index, pattern in enumerate(cast("list[object]", patterns) if isinstance(patterns, list) else []):
+            if isinstance(pattern, str) and pattern and "\0" not in pattern:
+                yield _Named(("data", field, index), pattern, "pattern")
     for at, role in _PATTERNS:
         given = _at(data, at)
         many = enumerate(cast("list[object]", given)) if isinstance(given, list) else [(None, given)]
