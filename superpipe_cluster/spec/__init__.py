@@ -15,6 +15,7 @@ from superpipe_cluster.spec.kinds.embed import EmbedJob, EmbedSection
 from superpipe_cluster.spec.kinds.finetune import ExamplesSection, FinetuneJob, FinetuneSection
 from superpipe_cluster.spec.kinds.generate import GenerateJob, GenerateSection
 from superpipe_cluster.spec.kinds.script import ScriptJob
+from superpipe_cluster.spec.kinds.serve import ServeJob, ServeSection
 from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
 from superpipe_cluster.spec.load import load
 from superpipe_cluster.spec.parse import dump, parse, parse_stored
@@ -48,6 +49,8 @@ __all__ = [
     "ResourcesSection",
     "ScheduleSection",
     "ScriptJob",
+    "ServeJob",
+    "ServeSection",
     "StreamingSection",
     "TrainJob",
     "TrainSection",

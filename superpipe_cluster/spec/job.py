@@ -15,9 +15,12 @@ from superpipe_cluster.spec.kinds.embed import EmbedJob
 from superpipe_cluster.spec.kinds.finetune import FinetuneJob
 from superpipe_cluster.spec.kinds.generate import GenerateJob
 from superpipe_cluster.spec.kinds.script import ScriptJob
+from superpipe_cluster.spec.kinds.serve import ServeJob
 from superpipe_cluster.spec.kinds.train import TrainJob
 
-JobSpec = Annotated[TrainJob | FinetuneJob | GenerateJob | ScriptJob | EmbedJob, Field(discriminator="kind")]
+JobSpec = Annotated[
+    TrainJob | FinetuneJob | GenerateJob | ScriptJob | ServeJob | EmbedJob, Field(discriminator="kind")
+]
 
 #: The class of each kind, read off the union.
 KINDS: dict[str, type[JobBase]] = {
