@@ -196,8 +196,8 @@ def _json_texts(path: Path, lines: Iterable[str], field: str) -> Iterator[str]:
         yield row[field]
 
 
-def read_prompts(prompts: str | Sequence[str]) -> list[str]:
-    """The prompts of a generate section: a list as it is, a .txt file by lines, a .jsonl file by its `prompt` keys."""
+def read_prompts(prompts: str | Sequence[str], field: str = "generate.prompts") -> list[str]:
+    """The prompts of a job: a list as it is, a .txt file by lines, a .jsonl file by its `prompt` keys."""
     if not isinstance(prompts, str):
         return list(prompts)
     path = Path(prompts)
@@ -205,7 +205,7 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise FileMissing(
-            f"generate.prompts: cannot read {path}: {first_line(error)}",
+            f"{field}: cannot read {path}: {first_line(error)}",
             hint="name a UTF-8 .txt or .jsonl file",
         ) from error
     found = (
@@ -214,7 +214,7 @@ def read_prompts(prompts: str | Sequence[str]) -> list[str]:
         else [x for x in lines if x.strip()]
     )
     if not found:
-        raise BadInput(f"generate.prompts: no prompt in {path}", hint="write one prompt per line")
+        raise BadInput(f"{field}: no prompt in {path}", hint="write one prompt per line")
     return found
 
 

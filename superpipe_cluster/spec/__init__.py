@@ -14,6 +14,7 @@ from superpipe_cluster.spec.job_base import JobBase
 from superpipe_cluster.spec.kinds.embed import EmbedJob, EmbedSection
 from superpipe_cluster.spec.kinds.finetune import ExamplesSection, FinetuneJob, FinetuneSection
 from superpipe_cluster.spec.kinds.generate import GenerateJob, GenerateSection
+from superpipe_cluster.spec.kinds.paint import PaintJob, PaintSection
 from superpipe_cluster.spec.kinds.script import ScriptJob
 from superpipe_cluster.spec.kinds.serve import ServeJob, ServeSection
 from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
@@ -46,6 +47,8 @@ __all__ = [
     "JobSpec",
     "Memory",
     "ModelSection",
+    "PaintJob",
+    "PaintSection",
     "ResourcesSection",
     "ScheduleSection",
     "ScriptJob",

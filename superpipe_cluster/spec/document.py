@@ -43,6 +43,8 @@ AS_WRITTEN: tuple[FieldPath, ...] = (
     ("data", "eval_files", _ANY),
     ("data", "columns", _ANY),
     ("generate", "prompts", _ANY),
+    ("paint", "prompts", _ANY),
+    ("paint", "negative_prompt"),
     ("embed", "texts"),
     ("embed", "texts", _ANY),
     ("embed", "images"),

@@ -145,6 +145,7 @@ def _named(data: dict[str, Any], base: Path | None = None) -> Iterator[_Named]:
     for at, role in (
         (("worker",), "program"),
         (("generate", "prompts"), "file"),
+        (("paint", "prompts"), "file"),
         (("data", "chat_template"), "file"),
         (("model", "source"), "folder"),
         (("model", "tokenizer"), "folder"),

@@ -14,12 +14,13 @@ from superpipe_cluster.spec.job_base import JobBase
 from superpipe_cluster.spec.kinds.embed import EmbedJob
 from superpipe_cluster.spec.kinds.finetune import FinetuneJob
 from superpipe_cluster.spec.kinds.generate import GenerateJob
+from superpipe_cluster.spec.kinds.paint import PaintJob
 from superpipe_cluster.spec.kinds.script import ScriptJob
 from superpipe_cluster.spec.kinds.serve import ServeJob
 from superpipe_cluster.spec.kinds.train import TrainJob
 
 JobSpec = Annotated[
-    TrainJob | FinetuneJob | GenerateJob | ScriptJob | ServeJob | EmbedJob, Field(discriminator="kind")
+    TrainJob | FinetuneJob | GenerateJob | ScriptJob | PaintJob | ServeJob | EmbedJob, Field(discriminator="kind")
 ]
 
 #: The class of each kind, read off the union.
