@@ -1,0 +1,138 @@
+"""A pass for many sequences gives each the bits that transformers' own `generate` gives it alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from superpipe_cluster.errors import BadInput
+from superpipe_cluster.serving.packed import Packed, Piece
+from superpipe_cluster.streaming import stream
+
+CPU = torch.device("cpu")
+SMALL = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 200,
+    "max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 16},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 8},
+    "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 64},
+    "gpt_neox": {},
+    "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
+}
+LENGTHS, STEPS = (3, 17, 1, 30, 9), 12
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32, **more: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SMALL, **MODELS.get(kind, {}), **more})
+    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            weight.data.mul_(4)  # so that it says something of its own to each prompt
+    return model.to(dtype)
+
+
+def prompts() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, 200, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+def by_generate(model: PreTrainedModel, prompt: list[int]) -> tuple[list[int], torch.Tensor]:
+    """Tokens and scores of a prompt alone."""
+    tokens = torch.tensor([prompt])
+    out = model.generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=STEPS, do_sample=False, eos_token_id=None,
+        pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+    )  # fmt: skip
+    return out.sequences[0, len(prompt) :].tolist(), torch.cat(out.logits)
+
+
+def by_passes(packed: Packed) -> list[tuple[list[int], torch.Tensor]]:
+    """The same for all prompts in common passes, each joining two passes after the one before it."""
+    asked = prompts()
+    tokens = [list(prompt) for prompt in asked]
+    caches = [packed.new_cache() for _ in asked]
+    scores: list[list[torch.Tensor]] = [[] for _ in asked]
+    for turn in range(STEPS + 2 * len(asked)):
+        here = [n for n in range(len(asked)) if turn >= 2 * n and len(scores[n]) < STEPS]
+        new = {n: tokens[n] if not scores[n] else tokens[n][-1:] for n in here}
+        pieces = [Piece(new[n], len(tokens[n]) - len(new[n]), caches[n]) for n in here]
+        for n, row in zip(here, packed.run(pieces, CPU).scores if here else (), strict=True):
+            scores[n].append(row.float())
+            tokens[n].append(int(row.argmax()))
+    return [(made[len(p) :], torch.stack(row)) for made, p, row in zip(tokens, asked, scores, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_each_sequence_has_the_bits_that_it_has_alone(kind: str, dtype: torch.dtype) -> None:
+    model = build(kind, dtype)
+    alone = [by_generate(model, prompt) for prompt in prompts()]
+    together = by_passes(Packed(model))
+    for (tokens, scores), (same_tokens, same_scores) in zip(alone, together, strict=True):
+        assert same_tokens == tokens
+        assert torch.equal(same_scores, scores)
+    assert len({tuple(tokens) for tokens, _ in alone}) == len(LENGTHS)
+
+
+def test_so_it_has_while_the_model_streams() -> None:
+    alone = [by_generate(build("llama"), prompt) for prompt in prompts()]
+    model = build("llama")
+    with stream(model, k=2) as streamer:
+        together = by_passes(Packed(model))
+        stats = streamer.stats()
+    assert stats.loads > 3 * stats.units
+    for (tokens, scores), (same_tokens, same_scores) in zip(alone, together, strict=True):
+        assert same_tokens == tokens
+        assert torch.equal(same_scores, scores)
+
+
+def test_multiplied_together_only_last_bits_differ() -> None:
+    model = build("llama")
+    alone = [by_generate(model, prompt)[1] for prompt in prompts()]
+    together = by_passes(Packed(model, exact=False))
+    for scores, (_, same_scores) in zip(alone, together, strict=True):
+        torch.testing.assert_close(same_scores, scores, rtol=1e-4, atol=1e-3)
+    assert not all(torch.equal(s, t) for s, (_, t) in zip(alone, together, strict=True)), (
+        "else `exact` is for nothing"
+    )
+
+
+def test_vectors_beside_answers_are_means_of_the_last_hidden_states() -> None:
+    model = build("llama")
+    first, second, third = prompts()[:3]
+    hidden = [model.model(torch.tensor([tokens])).last_hidden_state[0].mean(0) for tokens in (first, third)]
+    expected = torch.nn.functional.normalize(torch.stack(hidden), dim=-1)
+    alone = by_generate(model, second)[1][0]
+    packed = Packed(model)
+    passed = packed.run(
+        [Piece(first, vector=True), Piece(second, 0, packed.new_cache()), Piece(third, vector=True)], CPU
+    )
+    assert passed.vectors is not None
+    assert torch.equal(passed.vectors, expected)
+    assert torch.equal(passed.scores[0], alone)
+    only = packed.run([Piece(third, vector=True)], CPU)
+    assert only.scores.shape[0] == 0
+    assert only.vectors is not None
+    assert torch.equal(only.vectors[0], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("gemma2", {"head_dim": 16, "num_key_value_heads": 2}),
+        ("mamba", {"state_size": 4}),
+        ("bloom", {"n_head": 4}),
+    ],
+)
+def test_what_keeps_more_than_a_cache_or_attends_its_own_way_is_refused(
+    kind: str, more: dict[str, Any]
+) -> None:
+    with pytest.raises(BadInput, match=f"{kind} cannot answer many requests in one pass"):
+        Packed(build(kind, **more))
