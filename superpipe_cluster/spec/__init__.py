@@ -18,6 +18,7 @@ from superpipe_cluster.spec.kinds.paint import PaintJob, PaintSection
 from superpipe_cluster.spec.kinds.script import ScriptJob
 from superpipe_cluster.spec.kinds.serve import ServeJob, ServeSection
 from superpipe_cluster.spec.kinds.train import TrainJob, TrainSection
+from superpipe_cluster.spec.kinds.vision import ImagesSection, VisionJob, VisionTrainSection
 from superpipe_cluster.spec.load import load
 from superpipe_cluster.spec.parse import dump, parse, parse_stored
 from superpipe_cluster.spec.queueing import AfterSection, ElasticSection, ScheduleSection
@@ -43,6 +44,7 @@ __all__ = [
     "FinetuneSection",
     "GenerateJob",
     "GenerateSection",
+    "ImagesSection",
     "JobBase",
     "JobSpec",
     "Memory",
@@ -57,6 +59,8 @@ __all__ = [
     "StreamingSection",
     "TrainJob",
     "TrainSection",
+    "VisionJob",
+    "VisionTrainSection",
     "dump",
     "files",
     "load",

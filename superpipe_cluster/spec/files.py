@@ -35,6 +35,8 @@ _Role = Literal["program", "pattern", "file", "folder", "place", "output", "tree
 _PATTERNS: tuple[tuple[FieldPath, _Role], ...] = (
     (("embed", "texts"), "pattern"),
     (("embed", "images"), "tree"),
+    (("images", "train"), "tree"),
+    (("images", "eval"), "tree"),
 )
 
 

@@ -18,9 +18,11 @@ from superpipe_cluster.spec.kinds.paint import PaintJob
 from superpipe_cluster.spec.kinds.script import ScriptJob
 from superpipe_cluster.spec.kinds.serve import ServeJob
 from superpipe_cluster.spec.kinds.train import TrainJob
+from superpipe_cluster.spec.kinds.vision import VisionJob
 
 JobSpec = Annotated[
-    TrainJob | FinetuneJob | GenerateJob | ScriptJob | PaintJob | ServeJob | EmbedJob, Field(discriminator="kind")
+    TrainJob | FinetuneJob | GenerateJob | ScriptJob | PaintJob | ServeJob | EmbedJob | VisionJob,
+    Field(discriminator="kind"),
 ]
 
 #: The class of each kind, read off the union.
