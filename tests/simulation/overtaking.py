@@ -45,7 +45,10 @@ def put_off(
     if (started.queued_at or 0.0) < (first.queued_at or 0.0):
         return None  # it has waited longer, since the first one was back in line, and may have aged past it
     place = started.device or ""
-    alone = {device: _empty_in_s(books, folders, device, started.id) for device in capacities}
+    alone = {
+        device: _empty_in_s(books, folders, device, started.id, size - first.budget_min_bytes)
+        for device, size in capacities.items()
+    }
     beside = dict(alone)
     if started.budget_min_bytes + first.budget_min_bytes > capacities[place]:
         program = folders[started.id].program
@@ -72,16 +75,19 @@ def _first_in_line(books: Mapping[str, Books]) -> JobRecord | None:
 
 
 def _empty_in_s(
-    books: Mapping[str, Books], folders: Mapping[str, Folder], device: str, but_for: str
+    books: Mapping[str, Books], folders: Mapping[str, Folder], device: str, but_for: str, beside_bytes: int
 ) -> float:
-    """Seconds until everything on the device has ended, at the latest."""
+    """Seconds until all has ended on the device, at the latest, but for those that stand still in `beside_bytes`."""
     latest = 0.0
     for book in books.values():
         record = book.record
         if record.device != device or not record.state.holds_device or record.id == but_for:
             continue
         if record.state is JobState.PAUSED or record.pause_asked is not None:
-            return inf
+            beside_bytes -= record.promised_bytes
+            if beside_bytes < 0:
+                return inf
+            continue
         program = folders[record.id].program
         saves_s = (program.steps / program.save_every + 2) * SAVE_S
         steps_s = program.curve[0][1] * (program.steps - record.step)
