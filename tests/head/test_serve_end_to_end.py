@@ -1,0 +1,90 @@
+"""A served model in a real cluster: submitted, asked by the `openai` client, killed, back, and cancelled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import pytest
+
+from superpipe_cluster import spec
+from superpipe_cluster.client import Client
+from superpipe_cluster.execution.remains import last_child
+from superpipe_cluster.head.cluster import UpOptions, down, up
+from superpipe_cluster.head.home import Home
+from waiting import wait_until
+
+JOB = {
+    "kind": "serve",
+    "name": "tiny",
+    "model": {
+        "config": {
+            "model_type": "llama", "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 8,
+            "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2,
+        }
+    },
+    "serve": {"max_requests": 4, "max_tokens": 8},
+    "resources": {"gpu_memory": "3MiB"},
+}  # fmt: skip
+
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    home = Home(tmp_path / "home")
+    up(UpOptions(home.root, port=port, devices=("cpu:1GiB@2GB/s",)))
+    yield home
+    down(home.root)
+
+
+def test_a_served_model_from_submit_to_cancel(home: Home) -> None:
+    url, token = home.read_cluster().url, home.token.read_text()
+    with (
+        Client(url, token) as client,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as asking,
+    ):
+
+        def answers() -> str | None:
+            try:
+                return ask(0)
+            except (openai.InternalServerError, openai.NotFoundError):
+                state = client.show(job.id)
+                assert not state.is_over, state.message
+                return None
+
+        def ask(number: int) -> str:
+            asked = asking.completions.create(model="tiny", prompt=f"def f{number}(", temperature=0)
+            return asked.choices[0].text
+
+        job = client.submit(spec.parse(JOB))
+        assert job.plan is not None, "the worker's probe made a plan"
+        first = wait_until(answers, "the model answers", 100)
+        assert [model.id for model in asking.models.list()] == ["tiny"]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(ask, (0, 1, 2, 3) * 2))
+        assert together[0] == together[4] == first
+        assert len(asking.embeddings.create(model="tiny", input="x").data[0].embedding) == 128
+
+        child = last_child(home.job(job.id))
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        with pytest.raises(openai.InternalServerError) as lost:
+            wait_until(lambda: ask(0) and None, "it does not answer", 10)
+        assert lost.value.status_code == 503
+        assert int(lost.value.response.headers["retry-after"]) > 0
+        assert wait_until(answers, "the model is back", 100) == first
+        assert client.show(job.id).attempt == 2
+
+        client.cancel(job.id)
+        assert client.wait(job.id, timeout_s=40).state == "CANCELLED"
+        with pytest.raises(openai.NotFoundError):
+            ask(0)
