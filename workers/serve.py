@@ -25,7 +25,7 @@ from superpipe_cluster.serving.app import OpenAIApp
 from superpipe_cluster.serving.engine import Engine, Limits
 from superpipe_cluster.serving.house import open_house
 from superpipe_cluster.serving.packed import Packed
-from superpipe_cluster.spec import ServeJob, ServeSection
+from superpipe_cluster.spec import ByteRange, ServeJob, ServeSection
 
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
@@ -69,7 +69,7 @@ def main(job: Job) -> None:
             job.progress(requests=0, tokens=0, active=0, waiting=0)
             idle_since_s, at_work = time.monotonic(), False
             while not job.should_stop:
-                engine.hold(job.budget_bytes - needed_bytes)
+                engine.hold(for_caches(job) - needed_bytes)
                 if engine.waiting or engine.active:
                     body.grow()
                 if engine.run():
@@ -112,6 +112,12 @@ class Body:
         if self._small_in_bytes is not None:
             self._streamer.resize(self._job.budget_bytes, k=self._job.spec.streaming.k)
             self._small_in_bytes = None
+
+
+def for_caches(job: Job) -> int:
+    """Bytes in which caches must fit: those that are guaranteed. What comes on top is for weights, which can leave."""
+    asked = job.spec.resources.gpu_memory
+    return min(job.budget_bytes, asked.min_bytes) if isinstance(asked, ByteRange) else job.budget_bytes
 
 
 def finish(engine: Engine) -> None:

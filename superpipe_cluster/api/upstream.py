@@ -49,11 +49,11 @@ async def pass_on(request: Request, door: Path, model: str) -> Response:
 
 
 async def _send(stack: AsyncExitStack, door: Path, path: str, body: bytes) -> httpx.Response:
-    name = stack.enter_context(short_name(door))
-    transport = httpx.AsyncHTTPTransport(uds=name, verify=_NO_TLS)
-    client = httpx.AsyncClient(transport=transport, timeout=_PATIENCE, trust_env=False)
-    await stack.enter_async_context(client)
-    return await stack.enter_async_context(client.stream("POST", f"http://worker{path}", content=body))
+    with short_name(door) as name:  # a name to connect by, and no longer
+        transport = httpx.AsyncHTTPTransport(uds=name, verify=_NO_TLS)
+        client = httpx.AsyncClient(transport=transport, timeout=_PATIENCE, trust_env=False)
+        await stack.enter_async_context(client)
+        return await stack.enter_async_context(client.stream("POST", f"http://worker{path}", content=body))
 
 
 def _headers(answer: httpx.Response) -> dict[str, str]:

@@ -29,6 +29,7 @@ LLAMA = {
 JOB = {
     "kind": "serve", "name": "tiny", "model": {"config": LLAMA},
     "serve": {"max_requests": 8, "queue": 32, "max_tokens": 16, "idle_after": "1s"},
+    "resources": {"gpu_memory": "2400KiB..3MiB"},
 }  # fmt: skip
 BUDGET = 3 << 20
 SIZE = 5_000_000  # of the model: less than a part of it is on the device at once
@@ -41,8 +42,11 @@ class Served:
     def __init__(self, root: Path, head: Head) -> None:
         self.head = head
         self.run = Run(root / "job", JOB, BUDGET)
+        for_head = {
+            name: value for name, value in JOB.items() if name != "resources"
+        }  # its planner says 1 GiB
         with Client(head.url, head.tokens["alice"]) as client:
-            self.id = client.submit(spec.parse(JOB)).id
+            self.id = client.submit(spec.parse(for_head)).id
         head.service.run(self.id)
         head.service.door = lambda job_id: self.run.folder.door  # type: ignore[method-assign]
         self.supervisor = self.start()
@@ -255,6 +259,29 @@ def test_a_full_queue_is_said_with_the_time_to_come_again(served: Served, client
     assert full.value.code == "queue_full"
 
 
+def test_the_cluster_takes_bytes_and_gives_them_back_while_it_answers(
+    served: Served, client: openai.OpenAI, alone: dict[str, str]
+) -> None:
+    def ask(prompt: str) -> str:
+        return client.completions.create(model="tiny", prompt=prompt, temperature=0).choices[0].text
+
+    def in_force(budget: int) -> bool:
+        return served.progress().get("budget_bytes") == budget
+
+    smaller = 2400 << 10
+    with ThreadPoolExecutor(16) as pool:
+        answers = [pool.submit(ask, prompt) for prompt in PROMPTS[:16]]
+        served.supervisor.ask_budget(smaller, 1)
+        wait_until(lambda: in_force(smaller), "it has given bytes back")
+        assert served.progress()["budget_refused"] is None
+        served.supervisor.ask_pause(True)
+        wait_until(lambda: served.progress().get("paused"), "it stands still")
+        served.supervisor.ask_budget(BUDGET, 2)
+        served.supervisor.ask_pause(False)
+        wait_until(lambda: in_force(BUDGET), "it has them again")
+        assert [answer.result(60) for answer in answers] == [alone[prompt] for prompt in PROMPTS[:16]]
+
+
 def test_an_idle_model_is_small_and_grows_back(
     served: Served, client: openai.OpenAI, alone: dict[str, str]
 ) -> None:
@@ -292,3 +319,23 @@ def test_a_cancelled_job_finishes_what_it_has_begun(served: Served, client: open
     assert end is not None
     assert end.reason == "cancelled"
     assert not served.run.folder.door.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"serve": {"context": 129}}, "serve.context: 129 tokens are more than the 128 positions"),
+        (
+            {"model": {"config": {"model_type": "mamba", "hidden_size": 64}}},
+            "mamba cannot answer many requests",
+        ),
+    ],
+    ids=["context", "mamba"],
+)
+def test_what_cannot_be_served_is_said_at_once(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    run = Run(tmp_path / "job", {**JOB, **change}, BUDGET)
+    end = run.finish(run.start())
+    assert end.reason == "bad_input", run.log()
+    assert end.message is not None
+    assert said in end.message
+    assert "hint:" in run.log()

@@ -18,7 +18,7 @@ class ServeSection(StrictModel):
     max_tokens: Count = 256
     """Tokens of an answer whose request names no `max_tokens`."""
     max_requests: Count = 16
-    """Requests answered at the same time; fewer while their caches together do not fit the budget."""
+    """Requests answered at the same time; fewer while their caches together do not fit the guaranteed memory."""
     queue: CountOrZero = 64
     """Requests that may wait for their turn; further ones are refused with 429 and told when to come again."""
     exact: Flag = True
