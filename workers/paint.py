@@ -8,16 +8,21 @@ with a line for each. A job that is started again goes on behind the last whole 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import warnings
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.language_models import read_prompts
+from superpipe_cluster.planning import Probe
 from superpipe_cluster.spec import ModelSection, PaintJob, PaintSection
 
 if TYPE_CHECKING:
@@ -112,12 +117,13 @@ def load_pipeline(section: ModelSection) -> Any:
     diffusers = library()
     try:
         dtype = getattr(torch, section.dtype)
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(section.source, torch_dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the newest diffusers say `dtype`, others know only this
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(section.source, torch_dtype=dtype)
     except Exception as error:
-        raise BadInput(
-            f"model.source: cannot load {section.source}: {first_line(error)}",
-            hint="name a folder with a model_index.json, as save_pretrained() writes it, or a hub model of diffusers",
-        ) from error
+        raise no_pipeline(section, error) from error
     if not takes(pipeline, "prompt", "generator", "callback_on_step_end", "num_inference_steps"):
         raise BadInput(
             f"model.source: {section.source} is a {type(pipeline).__name__}, which does not paint from texts alone",
@@ -131,6 +137,14 @@ def load_pipeline(section: ModelSection) -> Any:
         )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def no_pipeline(section: ModelSection, error: Exception) -> BadInput:
+    """What is wrong with a source that no pipeline comes from."""
+    return BadInput(
+        f"model.source: cannot load {section.source}: {first_line(error)}",
+        hint="name a folder with a model_index.json, as save_pretrained() writes it, or a hub model of diffusers",
+    )
 
 
 def call_of(pipeline: Any, settings: PaintSection) -> dict[str, Any]:
@@ -163,8 +177,6 @@ def call_of(pipeline: Any, settings: PaintSection) -> dict[str, Any]:
 
 def takes(pipeline: Any, *names: str) -> bool:
     """Whether a pipeline's call has arguments of these names."""
-    from inspect import signature
-
     return set(names) <= set(signature(pipeline.__call__).parameters)
 
 
@@ -276,3 +288,91 @@ def is_about(line: str, picture: dict[str, Any]) -> bool:
 def first_line(error: BaseException) -> str:
     """An error in a line."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ---- the plan -----------------------------------------------------------------------------------------
+
+
+def probe(job: PaintJob) -> Probe:
+    """One batch of pictures; of three denoising steps at most, for all of them are alike.
+
+    The scheduler is one that asks for no values: between the steps of a plan there are none.
+    """
+    assert job.model is not None
+    assert job.paint is not None
+    settings = job.paint
+    pipeline = without_weights(job.model)
+    call = call_of(pipeline, settings) | {"num_inference_steps": min(3, settings.steps)}
+    painter = Painter(pipeline).eval().requires_grad_(False)
+    if getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None  # looks at pixels; its weights are counted still
+    return Probe(painter, lambda: painter(prompt=["a"] * settings.batch_size, output_type="pt", **call))
+
+
+def without_weights(section: ModelSection) -> Any:
+    """The pipeline with parts of the right shape only.
+
+    Raises:
+        BadInput: as `load_pipeline`.
+    """
+    diffusers = library()
+    try:
+        index = diffusers.DiffusionPipeline.load_config(section.source)
+        named = {name: value for name, value in index.items() if isinstance(value, (list, tuple))}
+        parts = {name: part_without_weights(section, name, *value) for name, value in named.items()}
+        flags = {name: value for name, value in index.items() if isinstance(value, bool)}
+        parts["scheduler"].__class__ = type("Valueless", (Valueless, type(parts["scheduler"])), {})
+        pipeline = getattr(diffusers, index["_class_name"])(**parts, **flags)
+    except Exception as error:
+        raise no_pipeline(section, error) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def part_without_weights(section: ModelSection, name: str, origin: str | None, kind: str | None) -> Any:
+    """One part of a pipeline: a model without its weights, anything else as it is."""
+    if origin is None or kind is None:
+        return None
+    source = section.source
+    module = origin if origin in ("diffusers", "transformers") else f"diffusers.pipelines.{origin}"
+    class_: Any = getattr(importlib.import_module(module), kind)
+    if nn.Module not in class_.__mro__:
+        with unset_fake_temporarily():  # it computes tables, and reads values from them
+            return class_.from_pretrained(source, subfolder=name)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, section.dtype))
+    try:
+        if origin == "diffusers":
+            return class_.from_config(class_.load_config(source, subfolder=name))
+        return class_(class_.config_class.from_pretrained(source, subfolder=name))
+    finally:
+        torch.set_default_dtype(before)
+
+
+class Valueless:
+    """Instead of a scheduler's own methods, which look up where in its tables a step is."""
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        timesteps: Any = None,
+        sigmas: Any = None,
+        mu: Any = None,
+    ) -> None:
+        """So many steps, at any moments."""
+        self.num_inference_steps = num_inference_steps or len(timesteps if sigmas is None else sigmas)
+        self.timesteps = torch.linspace(999, 1, self.num_inference_steps)
+        self.sigmas = torch.linspace(1, 0, self.num_inference_steps + 1)
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: object = None) -> torch.Tensor:
+        """The latents as large as they were."""
+        return sample * 1.0
+
+    def step(
+        self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, return_dict: bool = True
+    ) -> tuple[torch.Tensor]:
+        """The next latents."""
+        return (sample + model_output[:, : sample.shape[1]],)

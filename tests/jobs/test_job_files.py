@@ -17,7 +17,7 @@ from superpipe_cluster.execution.supervisor import Supervisor
 from superpipe_cluster.machine import parse_device
 from superpipe_cluster.planning import Plan
 from superpipe_cluster.planning.__main__ import answer
-from superpipe_cluster.spec import ByteRange, JobSpec, ScriptJob
+from superpipe_cluster.spec import ByteRange, JobSpec, PaintJob, ScriptJob
 from superpipe_cluster.spec.units import parse_bytes
 
 BUNDLED = {job.name: job for job in bundled.jobs()}
@@ -56,7 +56,7 @@ pytestmark = pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def plans() -> dict[str, Plan | None]:
-    """Each job's plan for a GPU, made once; None for a script, which has none."""
+    """Each job's plan for a GPU, made once; None for a script, and for a model that is not here."""
     loaded = {name: spec.load(job.path) for name, job in BUNDLED.items()}
     by_name = {job.name: job for job in loaded.values()}
     return {name: plan(job, by_name) for name, job in loaded.items()}
@@ -69,6 +69,11 @@ def plan(job: JobSpec, by_name: dict[str, JobSpec]) -> Plan | None:
     """
     if job.model is not None and job.model.source_job is not None:
         job = job.model_copy(update={"model": by_name[job.model.source_job].model})
+    is_unknown = isinstance(job, PaintJob) and (
+        job.model is None or not Path(job.model.source or "").is_absolute()
+    )
+    if is_unknown:
+        return None  # of a pipeline that a script makes, or that is on the hub
     program = job.own_program or bundled.worker_path(job.worker)
     request = {"job": spec.dump(job), "program": str(program), "cuda": True, "device": None}
     found = answer(request)["plan"]

@@ -14,6 +14,8 @@ from PIL import Image
 import pipelines
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.errors import BadInput
+from superpipe_cluster.planning.model_plan import recorded
+from superpipe_cluster.planning.profile import plan_of
 from superpipe_cluster.streaming import stream
 from worker_runs import Run
 
@@ -110,6 +112,22 @@ def test_every_family_paints_its_own_pixels_from_a_part_of_its_weights(family: A
         stats = streamer.stats()
     assert stats.peak_units <= 4 < stats.units
     assert stats.model_bytes >= weights
+    assert stats.loads > stats.units
+
+
+@pytest.mark.parametrize("family", [pipelines.stable_diffusion, pipelines.stable_diffusion_3])
+def test_the_smallest_budget_of_the_plan_is_enough_for_the_same_pixels(family: Any, tmp_path: Path) -> None:
+    folder = pipelines.saved(family, tmp_path)
+    asked = spec.parse(job(folder, steps=2, batch_size=1))
+    floor_bytes = plan_of(recorded(lambda: PAINT["probe"](asked)), cuda=False).floor_bytes
+    pipeline = plain(folder)
+    call = {**PAINT["call_of"](pipeline, asked.paint), "prompt": ["a"], "output_type": "pt"}
+    expected = pipeline(generator=torch.Generator().manual_seed(3), **call).images
+    with stream(PAINT["Painter"](pipeline), floor_bytes) as streamer:
+        for _ in range(2):
+            assert torch.equal(streamer.model(generator=torch.Generator().manual_seed(3), **call), expected)
+        stats = streamer.stats()
+    assert stats.peak_bytes <= floor_bytes
     assert stats.loads > stats.units
 
 
