@@ -6,7 +6,7 @@ others', and what is done with the model is the worker program's.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -71,12 +71,15 @@ def build_model(
     factory = getattr(transformers(), auto)
     dtype: torch.dtype = getattr(torch, section.dtype)
     try:
-        if section.source is not None and weights:
-            return factory.from_pretrained(section.source, config=config, torch_dtype=dtype)
         torch.manual_seed(section.seed)
+        if section.source is not None and weights:
+            # A classifier of other classes than those it was trained for has a new head.
+            new_head = {"ignore_mismatched_sizes": True} if auto == "AutoModelForImageClassification" else {}
+            return factory.from_pretrained(section.source, config=config, torch_dtype=dtype, **new_head)
         # Made in this format, not converted: a fake model cannot be, and buffers such as a rotary embedding's
         # frequencies keep the format that their class gives them.
-        return factory.from_config(config, torch_dtype=dtype)
+        with _no_values():
+            return factory.from_config(config, torch_dtype=dtype)
     except Exception as error:
         raise BadInput(
             f"model: cannot build {section.source or config.model_type}: {first_line(error)}",
@@ -141,6 +144,16 @@ def _stored_weights(section: ModelSection) -> Path | None:
             if found is not None:
                 return Path(found)
     return None
+
+
+def _no_values() -> AbstractContextManager[Any]:
+    """Leave the first values of weights out where tensors have no memory: some initializations look at them."""
+    from torch._guards import detect_fake_mode
+
+    if detect_fake_mode() is None:
+        return nullcontext()
+    library = transformers()
+    return getattr(library, "initialization", library.modeling_utils).no_init_weights()
 
 
 def transformers(extra: str = "lm") -> Any:

@@ -25,6 +25,8 @@ from superpipe_cluster.spec.problems import Problem
 JOB_PREFIX = "job:"
 #: A prefix in `data.files`: the standard library of the running Python, real text that is on every machine.
 STDLIB_PREFIX = "python-stdlib:"
+#: In `images`: pictures that are made on the spot and need no files.
+GENERATED = "generated:"
 _STDLIB_GLOB = "**/*.py"
 #: Lie inside the standard library's folder without belonging to it.
 _NOT_STDLIB = {"site-packages", "dist-packages", "__pycache__"}
@@ -170,7 +172,7 @@ def _named(data: dict[str, Any], base: Path | None = None) -> Iterator[_Named]:
         given = _at(data, at)
         many = enumerate(cast("list[object]", given)) if isinstance(given, list) else [(None, given)]
         for index, pattern in many:
-            if isinstance(pattern, str) and pattern and "\0" not in pattern:
+            if isinstance(pattern, str) and pattern not in ("", GENERATED) and "\0" not in pattern:
                 yield _Named(at if index is None else (*at, index), pattern, role)
 
 

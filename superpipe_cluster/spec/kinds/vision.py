@@ -19,7 +19,7 @@ class ImagesSection(StrictModel):
     """The images to train on, and their classes."""
 
     train: Patterns
-    """A folder with a folder of images for each class, globs of such images, or .parquet files."""
+    """A folder with a folder of images for each class, globs of such images, .parquet files, or `generated:`."""
     eval: Patterns | None = None
     """Images to evaluate on; null for `eval_share` of those to train on."""
     eval_share: Share = 0.1
