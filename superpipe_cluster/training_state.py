@@ -1,7 +1,7 @@
 """What a training program keeps from one attempt to the next: which optimizer, and checkpoints that resume exactly.
 
-Owns the files of such a checkpoint. When one is written is the worker program's business, that it counts only once it
-is whole is `job.save`'s.
+Owns the files of such a checkpoint, and those of a model that is done. When one is written is the worker program's
+business, that it counts only once it is whole is `job.save`'s.
 """
 
 from __future__ import annotations
@@ -65,6 +65,22 @@ def unique_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
             seen.add(tensor.data_ptr())
             weights[name] = tensor.cpu()
     return weights
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write a Hugging Face model as a folder that `from_pretrained` loads, also while it is streamed.
+
+    `model.save_pretrained` clones weights that share memory, as those of a unit do, on the device and all at once; that
+    is more than a budget below the model's size holds.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(folder)
+    save_file(unique_weights(model), folder / _WEIGHTS, metadata={"format": "pt"})
 
 
 def save_training(

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import time
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from superpipe_cluster.training_state import (
     load_training,
     load_weights,
     make_optimizer,
+    save_model,
     save_training,
     unique_weights,
     weights_file,
@@ -158,7 +160,7 @@ def probe(job: FinetuneJob) -> Probe:
     config = load_config(job.model, load_tokenizer(job.model))
     model: Any = build_model(job.model, config, weights=False)
     if settings.method == "lora":
-        model, _ = add_adapter(model, None, settings.lora, settings.seed)
+        model, _ = add_adapter(model, None, settings.lora, settings.seed, weights=False)
     model.train()
     shape = (settings.batch_size, settings.sequence_length)
     ids = torch.zeros(shape, dtype=torch.long)
@@ -223,7 +225,7 @@ def trained_in(batch: Batch) -> int:
 def check_packing(data: ExamplesSection, model: Any) -> None:
     """Refuse to pack for a model that cannot keep the examples of a sequence apart."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if data.packing and "position_ids" not in base.forward.__code__.co_varnames:
+    if data.packing and "position_ids" not in signature(base.forward).parameters:
         raise BadInput(
             f"data.packing: {type(base).__name__} takes no positions, so packed examples would see each other",
             hint="write data: {packing: false}",
@@ -303,7 +305,10 @@ def write_model(folder: Path, model: Any, tokenizer: Tokenizer) -> None:
     """The model or its adapter as a folder that others load; it is replaced as a whole."""
     new = folder.with_name(f".{folder.name}")
     shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(new)
+    else:
+        save_model(model, new)
     tokenizer.save(new)
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)

@@ -6,7 +6,7 @@ format.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def add_adapter(base: nn.Module, files: Path | None, lora: LoraSection, seed: int) -> tuple[Any, Any]:
+def add_adapter(
+    base: nn.Module, files: Path | None, lora: LoraSection, seed: int, *, weights: bool = True
+) -> tuple[Any, Any]:
     """`base`, frozen, with a new adapter in it: PEFT's model, with the bits that PEFT alone draws after this seed.
 
     Args:
@@ -28,6 +30,7 @@ def add_adapter(base: nn.Module, files: Path | None, lora: LoraSection, seed: in
         files: where its weights are, as `build_to_stream` returned them; None if its parameters have their data.
         lora: what to adapt, and how.
         seed: of the adapter's first weights.
+        weights: False for a model of the right shape only (a plan).
 
     Returns:
         The model, and what to stream its weights from: the base's files, under the names that PEFT has given.
@@ -49,8 +52,11 @@ def add_adapter(base: nn.Module, files: Path | None, lora: LoraSection, seed: in
     )  # fmt: skip
     torch.manual_seed(seed)
     try:
-        with _data_without_memory(base):
-            model = peft.get_peft_model(base, config)
+        if weights:
+            with _in_place_of([one for one in base.parameters() if one.is_meta], base):
+                model = peft.get_peft_model(base, config)
+        else:
+            model = _adapted_shape(base, lambda: peft.get_peft_model(base, config))
     except ValueError as error:
         raise BadInput(
             f"finetune.lora: cannot adapt {type(base).__name__}: {first_line(error)}",
@@ -109,12 +115,27 @@ def _state(model: Any) -> dict[str, torch.Tensor]:
     return _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
 
 
+def _adapted_shape(base: nn.Module, adapt: Callable[[], Any]) -> Any:
+    """The adapted model of a plan. PEFT converts adapters, and fake tensors cannot be: it makes real ones, which go."""
+    import torch
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily(), _in_place_of(list(base.parameters()), base):
+        model = adapt()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.requires_grad:
+                empty = torch.zeros(parameter.shape, dtype=parameter.dtype)
+                module._parameters[name] = torch.nn.Parameter(empty)
+    return model
+
+
 @contextmanager
-def _data_without_memory(model: nn.Module) -> Iterator[None]:
-    """Parameters on `meta` seem to have data in this `with`: PEFT puts an adapter where its layer's weight is."""
+def _in_place_of(parameters: Iterable[nn.Parameter], model: nn.Module) -> Iterator[None]:
+    """In this `with`, these parameters seem to have data: PEFT puts an adapter where its layer's weight is."""
     import torch
 
-    on_meta: dict[int, nn.Parameter] = {}  # by the identity of what stands in its place
+    own: dict[int, nn.Parameter] = {}  # by the identity of what stands in its place
     stand_ins: dict[int, nn.Parameter] = {}
 
     def replace(by: Mapping[int, nn.Parameter]) -> None:
@@ -123,16 +144,15 @@ def _data_without_memory(model: nn.Module) -> Iterator[None]:
                 if parameter is not None and id(parameter) in by:
                     module._parameters[name] = by[id(parameter)]
 
-    for parameter in model.parameters():
-        if parameter.is_meta:
-            one = torch.zeros((), dtype=parameter.dtype)
-            stand_in = torch.nn.Parameter(one.expand(parameter.shape), requires_grad=False)
-            stand_ins[id(parameter)], on_meta[id(stand_in)] = stand_in, parameter
+    for parameter in parameters:
+        one = torch.zeros((), dtype=parameter.dtype)  # all of it is this one number
+        stand_in = torch.nn.Parameter(one.expand(parameter.shape), requires_grad=False)
+        stand_ins[id(parameter)], own[id(stand_in)] = stand_in, parameter
     replace(stand_ins)
     try:
         yield
     finally:
-        replace(on_meta)
+        replace(own)
 
 
 def _peft() -> Any:

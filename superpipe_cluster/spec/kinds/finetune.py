@@ -137,14 +137,12 @@ class FinetuneSection(StrictModel):
 
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
-        """Warming up ends before the training does, and what is for adapters is not asked of full fine-tuning."""
+        """Warming up ends before the training does, and a base is shared only where it is frozen."""
         steps, warmup = given.get("steps"), given.get("warmup_steps")
         if isinstance(steps, int) and isinstance(warmup, int) and warmup > steps > 0:
             yield Complaint(("warmup_steps",), f"warms up for {warmup} steps, but there are only {steps}")
-        if given.get("method") == "full":
-            for name in ("lora", "share_base"):
-                if given.get(name):
-                    yield Complaint((name,), "there is no frozen base with method: full", f"remove {name}")
+        if given.get("method") == "full" and given.get("share_base"):
+            yield Complaint(("share_base",), "there is no frozen base with method: full", "remove it")
 
 
 class FinetuneJob(JobBase):
