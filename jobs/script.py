@@ -1,4 +1,4 @@
-"""What `script.yaml` runs: fine-tuning a Llama of Hugging Face's in a loop of one's own, streamed.
+"""What `script.yaml` runs: training a Llama of Hugging Face's in a loop of one's own, streamed.
 
 Five lines know of the cluster; they are marked. See docs/five_lines.md.
 """

@@ -19,7 +19,14 @@ from superpipe_cluster.execution.supervisor import Supervisor
 from superpipe_cluster.machine import parse_device
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TEXTS = ["README.md", "CHANGELOG.md", "jobs/README.md", "workers/README.md", "bench/README.md"]
+TEXTS = [
+    "README.md",
+    "CHANGELOG.md",
+    "jobs/README.md",
+    "workers/README.md",
+    "bench/README.md",
+    "docs/five_lines.md",
+]
 
 
 def blocks(text: str, language: str) -> list[str]:
