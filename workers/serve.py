@@ -1,4 +1,4 @@
-"""Serve a causal language model online, streamed within the job's budget: OpenAI's routes on the cluster's address.
+"""Serve a language model online, streamed within the job's budget: OpenAI's routes on the cluster's address.
 
 One flat program: read it from `main` down. Every pass over the streamed weights brings all requests under way forward
 by a token, so eight of them take about as long as one. The job runs until it is cancelled; what is being answered then
@@ -13,14 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from superpipe_cluster.language_models import (
-    build_model,
-    build_to_stream,
-    check_length,
-    load_config,
-    load_tokenizer,
-)
+from superpipe_cluster.language_models import check_length, load_config, load_tokenizer
 from superpipe_cluster.planning import Probe
+from superpipe_cluster.pretrained import AutoClass, build_model, build_to_stream
 from superpipe_cluster.serving.app import OpenAIApp
 from superpipe_cluster.serving.engine import Engine, Limits
 from superpipe_cluster.serving.house import open_house
@@ -32,6 +27,8 @@ if TYPE_CHECKING:
     from superpipe_cluster.language_models import Tokenizer
     from superpipe_cluster.streaming import Streamer
 
+#: What transformers builds for each task.
+CLASSES: dict[str, AutoClass] = {"generate": "AutoModelForCausalLM", "embed": "AutoModel"}
 #: Tokens of the longest request, unless the job file or the model says less.
 LONGEST = 4096
 #: Seconds between two step boundaries while nobody asks: as often the cluster can resize or stop an idle model.
@@ -48,12 +45,12 @@ def main(job: Job) -> None:
     settings = asked.serve
     tokenizer = load_tokenizer(asked.model)
     config = load_config(asked.model, tokenizer)
-    limits = limits_of(settings, config)
-    model, weights = build_to_stream(asked.model, config)
+    model, weights = build_to_stream(asked.model, config, CLASSES[settings.task])
     model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
 
     with job.stream(model, weights=weights) as streamer:
         packed = Packed(model, exact=settings.exact)
+        limits = limits_of(settings, config, packed.first_place)
         engine = Engine(packed, streamer.device, tokenizer.decode, ends_of(model, tokenizer), limits)
         engine.rehearse()
         stats = streamer.stats()
@@ -141,12 +138,13 @@ def ends_of(model: Any, tokenizer: Tokenizer) -> set[int]:
     return {tokenizer.eos_token_id, *own}
 
 
-def limits_of(settings: ServeSection, config: Any) -> Limits:
-    """How much is answered at once; the model must have positions for it."""
+def limits_of(settings: ServeSection, config: Any, first_place: int) -> Limits:
+    """How much is answered at once; the model must have positions for it, from `first_place` on."""
     if settings.context is not None:
-        check_length(config, settings.context, "serve.context")
-    longest = getattr(config, "max_position_embeddings", None) or LONGEST
-    return Limits(settings.context or min(longest, LONGEST), settings.max_requests, settings.queue)
+        check_length(config, first_place + settings.context, "serve.context")
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = LONGEST if positions is None else min(positions - first_place, LONGEST)
+    return Limits(settings.context or longest, settings.max_requests, settings.queue)
 
 
 def probe(job: ServeJob) -> Probe:
@@ -154,8 +152,9 @@ def probe(job: ServeJob) -> Probe:
     assert job.model is not None
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
-    model = build_model(job.model, config, weights=False)
+    model = build_model(job.model, config, CLASSES[job.serve.task], weights=False)
     model.eval()
     packed = Packed(model, exact=job.serve.exact)
-    engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits_of(job.serve, config))
+    limits = limits_of(job.serve, config, packed.first_place)
+    engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits)
     return Probe(model, engine.rehearse)

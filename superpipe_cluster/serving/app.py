@@ -70,7 +70,7 @@ class OpenAIApp:
     async def embeddings(self, http: HttpRequest) -> Response:
         """`POST /v1/embeddings`: the mean of the last hidden states over the input's tokens, of length one."""
         asked = wire.read(wire.AskedEmbedding, await http.body())
-        inputs = [self._tokens(text, "input") for text in asked.input]
+        inputs = [self._embedded(text) for text in asked.input]
         for tokens in inputs:
             self._check_length(len(tokens), "input")
         talk = _Talk()
@@ -95,6 +95,8 @@ class OpenAIApp:
         most: int | None,
         shape: _Shape,
     ) -> Response:
+        if not self._engine.makes_text:
+            raise Fault(400, "this model makes vectors and no text", code="no_text", param="model")
         talk = _Talk()
         requests: list[Request] = []
         for index, (param, tokens) in enumerate(prompts):
@@ -117,6 +119,12 @@ class OpenAIApp:
                 message = f"messages: {first_line(error)}"
                 raise Fault(400, message, code="invalid_value", param="messages") from None
         return self._tokenizer.encode("".join(f"{t['role']}: {t['content']}\n" for t in turns) + "assistant:")
+
+    def _embedded(self, text: str | list[int]) -> list[int]:
+        """The tokens of a text to embed: an encoder was trained with its tokenizer's special tokens around it."""
+        if isinstance(text, str) and not self._engine.makes_text and self._tokenizer.pretrained is not None:
+            return self._tokenizer.pretrained.encode(text)
+        return self._tokens(text, "input")
 
     def _tokens(self, text: str | list[int], param: str) -> list[int]:
         if isinstance(text, str):

@@ -77,6 +77,7 @@ class Engine:
         limits: how much is answered at once.
 
     Attributes:
+        makes_text: whether the model answers with text, and not with vectors only.
         answered: requests answered to their end.
         made: tokens made.
         passes: made over the model.
@@ -91,6 +92,7 @@ class Engine:
         limits: Limits,
     ) -> None:
         self.limits = limits
+        self.makes_text = packed.makes_text
         self.answered = self.made = self.passes = 0
         self._packed = packed
         self._device = device
@@ -147,6 +149,9 @@ class Engine:
         Raises:
             DeviceOutOfMemory: the budget does not hold that.
         """
+        if not self.makes_text:
+            self._packed.run([Piece([0] * self.limits.context, vector=True)], self._device)
+            return
         rest = [Piece([0], 0, self._packed.new_cache()) for _ in range(self.limits.max_requests - 1)]
         last = Piece([0] * self.limits.context, 0, self._packed.new_cache())
         self._packed.run([*rest, last], self._device)

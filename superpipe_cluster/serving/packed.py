@@ -30,7 +30,6 @@ from superpipe_cluster.errors import BadInput
 
 #: The name under which our attention is known to transformers.
 _ATTENTION = "spcluster_packed"
-_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 
 
 @dataclass(slots=True)
@@ -64,20 +63,27 @@ class Passed:
 
 
 class Packed:
-    """A causal language model that answers many sequences in one pass.
+    """A model that answers many sequences in one pass: a causal language model, or one that makes vectors only.
 
     Args:
         model: a `PreTrainedModel`, streamed or not; from now on it is used through this object only.
         exact: see [Note: exact passes].
+
+    Attributes:
+        makes_text: whether it has scores for a next token.
+        first_place: where its positions begin; some encoders leave out the first.
 
     Raises:
         BadInput: the model does not go through transformers' attention interface, or keeps more than a cache.
     """
 
     def __init__(self, model: PreTrainedModel, *, exact: bool = True) -> None:
+        self.makes_text = model.can_generate()
+        # An encoder's window reaches to both sides, which `_seen` does not know.
+        known = {"full_attention", "sliding_attention"} if self.makes_text else {"full_attention"}
         kinds = set(getattr(model.config, "layer_types", None) or ())
         capped = getattr(model.config, "attn_logit_softcapping", None) is not None
-        if not model._supports_attention_backend or capped or not kinds <= _KNOWN_LAYERS:
+        if not model._supports_attention_backend or capped or not kinds <= known:
             raise BadInput(
                 f"model: {model.config.model_type} cannot answer many requests in one pass",
                 hint="serve a model whose attention goes through transformers' AttentionInterface, "
@@ -87,7 +93,13 @@ class Packed:
         model.set_attn_implementation(_ATTENTION)
         self.model = model
         self._exact = exact
-        self._last_only = "logits_to_keep" in signature(model.forward).parameters
+        embeddings = getattr(model, "embeddings", None)
+        skips = hasattr(embeddings, "create_position_ids_from_input_ids")
+        self.first_place: int = embeddings.padding_idx + 1 if skips and embeddings is not None else 0
+        takes = signature(model.forward).parameters
+        self._last_only = "logits_to_keep" in takes
+        # The model's own cache is not used; each piece has its own.
+        self._no_cache = {"use_cache": False} if "use_cache" in takes else {}
         self._hidden: torch.Tensor | None = None
         model.base_model.register_forward_hook(self._keep_hidden)
 
@@ -102,19 +114,23 @@ class Packed:
         asked = [number for number, piece in enumerate(pieces) if not piece.vector]
         last = (ends[asked] - 1 if asked else ends[-1:] - 1).to(device)
         tokens = [token for piece in pieces for token in piece.tokens]
-        places = [p for piece in pieces for p in range(piece.start, piece.start + len(piece.tokens))]
+        starts = [self.first_place + piece.start for piece in pieces]
+        places = [start + n for start, length in zip(starts, lengths, strict=True) for n in range(length)]
         keep = {"logits_to_keep": last} if self._last_only else {}
         apart = {len(last): [1] * len(last), len(tokens): lengths}
         with torch.no_grad(), _RowsApart(apart) if self._exact else nullcontext():
             out = self.model(
                 input_ids=torch.tensor([tokens], device=device),
                 position_ids=torch.tensor([places], device=device),
-                use_cache=False,  # the model's; each piece has its own
                 packed=pieces,
+                **self._no_cache,
                 **keep,
             )
-            scores = out.logits[0] if self._last_only else out.logits[0, last]
             hidden, self._hidden = self._hidden, None
+            if not self.makes_text:
+                scores = out.last_hidden_state[0, :0]
+            else:
+                scores = out.logits[0] if self._last_only else out.logits[0, last]
             wanted = [number for number, piece in enumerate(pieces) if piece.vector]
             vectors = None
             if wanted and hidden is not None:
@@ -127,7 +143,7 @@ class Packed:
 
 def bytes_of(cache: DynamicCache) -> int:
     """Device bytes of its keys and values."""
-    kept = (tensor for layer in cache.layers for tensor in (layer.keys, layer.values))
+    kept = (getattr(layer, part) for layer in cache.layers for part in ("keys", "values"))
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 

@@ -37,6 +37,7 @@ class Arithmetic:
 
     passes: list[list[Piece]] = field(default_factory=list)
     runs_out: int = 0
+    makes_text: bool = True
 
     def new_cache(self) -> Any:
         one = torch.zeros(1, dtype=torch.uint8)

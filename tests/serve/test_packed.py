@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.serving.packed import Packed, Piece
@@ -121,6 +121,22 @@ def test_vectors_beside_answers_are_means_of_the_last_hidden_states() -> None:
     assert only.scores.shape[0] == 0
     assert only.vectors is not None
     assert torch.equal(only.vectors[0], expected[1])
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+def test_an_encoder_gives_each_text_the_vector_that_it_has_alone(kind: str) -> None:
+    torch.manual_seed(0)
+    names = {"dim": 64, "hidden_dim": 128, "n_layers": 4, "n_heads": 4} if kind == "distilbert" else {}
+    model = AutoModel.from_config(AutoConfig.for_model(kind, **{**SMALL, **names})).eval()
+    with torch.no_grad():
+        hidden = [model(torch.tensor([tokens])).last_hidden_state[0].mean(0) for tokens in prompts()]
+    expected = torch.nn.functional.normalize(torch.stack(hidden), dim=-1)
+    with stream(model, k=2):
+        packed = Packed(model)
+        passed = packed.run([Piece(tokens, vector=True) for tokens in prompts()], CPU)
+    assert not packed.makes_text
+    assert passed.vectors is not None
+    assert torch.equal(passed.vectors, expected)
 
 
 @pytest.mark.parametrize(

