@@ -52,9 +52,8 @@ def main(job: Job) -> None:
         code = command.wait()
     if (signals or (loan.stopping and code == 0)) and job.should_stop:
         return  # for the reason that it was stopped for
-    if code < 0:  # killed, and so are we: whether that is the machine's fault is not ours to say
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
-        os.kill(os.getpid(), -code)
+    if code < 0:
+        die_by(signal.Signals(-code))
     if code != 0 and loan.failure is not None and loan.failure[0] in ERRORS:
         reason, message = loan.failure
         raise ERRORS[reason](message)
@@ -62,6 +61,13 @@ def main(job: Job) -> None:
         left = SystemExit(code)
         left.add_note(loan.failure[1] if loan.failure is not None else last_line(begun_at))
         raise left
+
+
+def die_by(number: signal.Signals) -> None:
+    """End as the command did: whether a signal was the machine's fault is for others to say."""
+    if number != signal.SIGKILL:
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def copy_of(word: str, code: Path) -> str | None:
