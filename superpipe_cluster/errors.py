@@ -68,6 +68,12 @@ class FileMissing(BadInput):
     code = "file_missing"
 
 
+class Unplannable(BadInput):
+    """A program whose step asks for values, and a plan has none: its job says itself how much memory it takes."""
+
+    code = "unplannable"
+
+
 # ---- what the machine cannot do -------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from superpipe_cluster import spec
-from superpipe_cluster.errors import SpclusterError
+from superpipe_cluster.errors import SpclusterError, Unplannable
 from superpipe_cluster.planning.plan import PlannedDevice
 
 
@@ -44,7 +44,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             for one in request["measure"]
         )
         return {"measured": [run.to_dict() for run in runs]}
-    trace = recorded(lambda: program["probe"](job), activations=activations, where=where)
+    try:
+        trace = recorded(lambda: program["probe"](job), activations=activations, where=where)
+    except Unplannable:
+        if job.resources.gpu_memory == "auto":
+            raise
+        return {"plan": None}  # as for a program that has no probe
     forecast = None
     if device is not None:
         asked = job.resources.gpu_memory

@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from superpipe_cluster import bundled, spec
-from superpipe_cluster.errors import BadInput, SpclusterError
+from superpipe_cluster.errors import BadInput, SpclusterError, Unplannable
 from superpipe_cluster.planning.forecast import Forecast
 from superpipe_cluster.planning.machine_profile import MachineProfile
 from superpipe_cluster.planning.measuring import host_profile, machine_profile, time_operators
@@ -120,16 +120,17 @@ def recorded(
     """`record`, with what a program cannot do without values said in its user's words.
 
     Raises:
-        BadInput: the step needs values.
+        Unplannable: the step needs values.
+        BadInput: it does not run.
     """
     try:
         return record(make_probe, activations=activations, where=where)
     except SpclusterError:
         raise
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
-        raise BadInput(
+        raise Unplannable(
             f"the step depends on values, and a plan has none: {error}",
-            hint="leave .item(), nonzero() and branches on values out of the planned step",
+            hint="leave .item(), nonzero() and branches on values out of it, or give resources.gpu_memory a size",
         ) from error
     except Exception as error:
         lines = str(error).splitlines() or [""]
