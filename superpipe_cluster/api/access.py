@@ -1,10 +1,10 @@
 """Who may do what: the whole rule, without HTTP.
 
 Everybody with a token sees the listing of all jobs and devices (a lab wants to know who holds the GPU), who has used
-how much, the quotas and windows, and that something happened to a job. Only its owner and admins read a job's spec,
-plan, events and log, or stop, hold, pause or change it. Only admins deal with users, quotas, windows and the parts of
-the cluster. The ids of other people's jobs are in the listing, so a refusal says whose job it is and does not pretend
-that there is none.
+how much, the quotas and windows, and that something happened to a job, and may ask any model that is served. Only its
+owner and admins read a job's spec, plan, events and log, or stop, hold, pause or change it. Only admins deal with
+users, quotas, windows and the parts of the cluster. The ids of other people's jobs are in the listing, so a refusal
+says whose job it is and does not pretend that there is none.
 """
 
 from __future__ import annotations

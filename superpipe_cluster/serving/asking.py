@@ -17,11 +17,13 @@ class Sampling:
         temperature: 0 takes the most likely token.
         top_p: choose among the most likely tokens that have so much of the probability together.
         seed: the same seed draws the same tokens; None for new ones each time.
+        top_k: choose among so many most likely tokens; 0 for all.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int | None = None
+    top_k: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,12 @@ the same tokens whoever else is answered at the time.
 from __future__ import annotations
 
 import torch
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessorList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from superpipe_cluster.serving.asking import Sampling
 
@@ -32,6 +37,8 @@ class Chooser:
             self._generator.manual_seed(sampling.seed)
         if sampling.temperature != 1:
             self._warp.append(TemperatureLogitsWarper(sampling.temperature))
+        if sampling.top_k:
+            self._warp.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             self._warp.append(TopPLogitsWarper(sampling.top_p))
 

@@ -199,7 +199,7 @@ class Engine:
             sent_away, self._waiting = self._waiting, deque()
             self._changed.notify_all()
         for one in sent_away:
-            (one.request if isinstance(one, _Answer) else one).hear(_closing())
+            _request(one).hear(_closing())
 
     def abandon(self) -> None:
         """Tell everybody who is left that there will be no answer."""
@@ -213,15 +213,14 @@ class Engine:
     def _join(self) -> None:
         self._active = [answer for answer in self._active if not answer.request.cancelled]
         with self._changed:
+            self._waiting = deque(one for one in self._waiting if not _request(one).cancelled)
             while self._waiting and len(self._active) < self.limits.max_requests:
                 first = self._waiting[0]
-                request = first.request if isinstance(first, _Answer) else first
-                if not request.cancelled:
-                    if self._active and self._reserved() + request.reserves > self._room_tokens:
-                        return
-                    known = isinstance(first, _Answer)
-                    self._active.append(first if known else _Answer(request, self._decode, self._device))
+                if self._active and self._reserved() + _request(first).reserves > self._room_tokens:
+                    return  # whoever is behind does not overtake
                 self._waiting.popleft()
+                known = isinstance(first, _Answer)
+                self._active.append(first if known else _Answer(first, self._decode, self._device))
 
     def _reserved(self) -> int:
         return sum(answer.request.reserves for answer in self._active)
@@ -289,6 +288,10 @@ class Engine:
         self._active.remove(answer)
         self.answered += 1
         self._seconds += 0.1 * (time.monotonic() - answer.began_s - self._seconds)
+
+
+def _request(one: Request | _Answer) -> Request:
+    return one.request if isinstance(one, _Answer) else one
 
 
 def _closing() -> Fault:

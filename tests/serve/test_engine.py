@@ -173,6 +173,19 @@ def test_caches_together_stay_within_what_is_held_for_them() -> None:
     assert max(at_once) <= 34
 
 
+def test_who_leaves_the_queue_leaves_a_place_in_it() -> None:
+    lab = Lab()
+    asked = [lab.ask([9] * 6, 12) for _ in range(LIMITS.max_requests)]
+    lab.engine.hold(0)  # room for one at a time
+    lab.engine.run()
+    asked += [lab.ask([9] * 6, 12) for _ in range(4 - lab.engine.waiting)]
+    for request in asked[2:]:
+        request.cancelled = True
+    lab.engine.run()
+    assert (lab.engine.active, lab.engine.waiting) == (1, 1)
+    lab.ask([5, 1], 4)
+
+
 def test_the_rehearsal_is_as_large_as_any_pass() -> None:
     lab = Lab()
     lab.engine.rehearse()
