@@ -1,18 +1,22 @@
 """Let a causal language model continue prompts, streamed within the job's budget: prompts in, JSON lines out.
 
-One flat program: read it from `main` down. `output/completions.jsonl` has one line per prompt, in the order of the
-prompts. A job that is started again goes on behind the last whole line, with the bits it would have had.
+One flat program: read it from `main` down. Every pass over the streamed weights brings as many prompts forward by a
+token as their keys and values have room for, and whoever is done makes room for the next. Each prompt has the tokens
+that it would have alone: there is no padding, and its random numbers are its own. `output/completions.jsonl` has one
+line per prompt, in their order; a job that is started again goes on behind the last whole line.
 """
 
 from __future__ import annotations
 
 import json
-from inspect import signature
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from superpipe_cluster.errors import BadInput, DeviceOutOfMemory
 from superpipe_cluster.language_models import (
     build_model,
     build_to_stream,
@@ -22,15 +26,21 @@ from superpipe_cluster.language_models import (
     read_prompts,
 )
 from superpipe_cluster.planning import Probe
-from superpipe_cluster.spec import GenerateJob, GenerateSection
+from superpipe_cluster.serving.asking import News, Request, Said, Sampling
+from superpipe_cluster.serving.engine import Engine, Limits
+from superpipe_cluster.serving.packed import Packed
+from superpipe_cluster.spec import ByteRange, GenerateJob, GenerateSection
 
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
     from superpipe_cluster.language_models import Tokenizer
 
+#: Prompts in one pass, at most, where `batch_size` is `auto`: the rest of the budget is better used by weights.
+MOST = 64
+
 
 def main(job: Job) -> None:
-    """Set up, find where to go on, generate batch by batch."""
+    """Set up, find where to go on, generate, write in order."""
     asked = job.spec
     assert isinstance(asked, GenerateJob)
     assert asked.model is not None
@@ -40,80 +50,170 @@ def main(job: Job) -> None:
     config = load_config(asked.model, tokenizer)
     prompts = read_prompts(settings.prompts)
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_token_id] for prompt in prompts]
-    check_length(config, max(map(len, encoded)) + settings.max_new_tokens, "generate.max_new_tokens")
+    check_length(config, longest(encoded, settings), "generate.max_new_tokens")
     model, weights = build_to_stream(asked.model, config)
     model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
 
     path = job.output / "completions.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = keep_whole_batches(path, settings.batch_size)
+    done = keep_whole_lines(path)
     with job.stream(model, weights=weights) as streamer, path.open("a", encoding="utf-8") as out:
         stats = streamer.stats()
-        job.log(
-            f"{len(prompts)} prompts, {done} done; {stats.units} units, {stats.k} of them on the device at once"
-        )
+        job.log(f"{len(prompts)} prompts, {done} done; {stats.units} units, {stats.k} on the device at once")
         job.progress(step=done, steps=len(prompts))
-        while done < len(prompts) and not job.should_stop:
-            batch = encoded[done : done + settings.batch_size]
-            torch.manual_seed((settings.seed << 32) + done)  # a batch's draws depend on its place alone
-            completions = generate(model, batch, settings, tokenizer, streamer.device)
-            for number, completion in enumerate(completions, start=done):
-                out.write(
-                    json.dumps({"index": number, "prompt": prompts[number], "completion": completion}) + "\n"
-                )
-            out.flush()
-            done += len(batch)
+
+        def room_bytes(needed_bytes: int) -> int:
+            """Bytes for keys and values: what is guaranteed beside what a pass needs. All else is for weights."""
+            budget = asked.resources.gpu_memory
+            held = (
+                min(job.budget_bytes, budget.min_bytes) if isinstance(budget, ByteRange) else job.budget_bytes
+            )
+            return held - needed_bytes
+
+        if packed := packable(model):
+            engine = Engine(
+                packed,
+                streamer.device,
+                tokenizer.decode,
+                ends_of(model, tokenizer),
+                limits_of(encoded, settings),
+            )
+            engine.rehearse()
+            needed_bytes = streamer.stats().floor_bytes or 0
+            texts = together(engine, encoded, settings, done, lambda: room_bytes(needed_bytes))
+        else:
+            job.log("this model cannot take many prompts in one pass: one after another")
+            texts = one_by_one(model, encoded, settings, tokenizer, streamer.device, done)
+        for finished in texts:
+            for completion in finished:
+                line = {"index": done, "prompt": prompts[done], "completion": completion}
+                out.write(json.dumps(line) + "\n")
+                done += 1
+            if finished:
+                out.flush()
+                job.log(f"{done}/{len(prompts)} prompts")
             job.progress(step=done, steps=len(prompts))
-            job.log(f"{done}/{len(prompts)} prompts")
+            if job.should_stop:
+                break
     if done == len(prompts):
         job.log(f"completions written to {path}")
 
 
-def generate(
+def together(
+    engine: Engine,
+    encoded: list[list[int]],
+    settings: GenerateSection,
+    first: int,
+    room_bytes: Callable[[], int],
+) -> Iterator[list[str]]:
+    """After each pass, the completions that are next in line: of prompt `first` and all later ones, each once."""
+    said: dict[int, str] = {}
+    ready: dict[int, str] = {}
+
+    def hear(index: int, news: News) -> None:
+        if not isinstance(news, Said):
+            raise DeviceOutOfMemory(getattr(news, "message", ""), hint="give the job more gpu_memory")
+        said[index] = said.get(index, "") + news.text
+        if news.finish is not None:
+            ready[index] = said.pop(index)
+
+    for index in range(first, len(encoded)):
+        sampling = Sampling(
+            settings.temperature, settings.top_p, seed_of(settings, index), top_k=settings.top_k or 0
+        )
+        engine.submit(Request(encoded[index], partial(hear, index), settings.max_new_tokens, sampling))
+    while first < len(encoded):
+        engine.hold(room_bytes())
+        engine.run()
+        finished: list[str] = []
+        while first in ready:
+            finished.append(ready.pop(first))
+            first += 1
+        yield finished
+
+
+def one_by_one(
     model: Any,  # a PreTrainedModel that can generate
-    batch: list[list[int]],
+    encoded: list[list[int]],
     settings: GenerateSection,
     tokenizer: Tokenizer,
     device: torch.device,
-) -> list[str]:
-    """Continue each prompt of a batch; shorter prompts are padded on the left."""
-    width = max(map(len, batch))
-    padded = [[tokenizer.eos_token_id] * (width - len(prompt)) + prompt for prompt in batch]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in batch]
-    sampling = {"do_sample": False}
+    first: int,
+) -> Iterator[list[str]]:
+    """The completions of prompt `first` and all later ones, by transformers' own `generate`."""
+    options: dict[str, Any] = {"do_sample": False}
     if settings.temperature > 0:
-        sampling = {"do_sample": True, "temperature": settings.temperature, "top_k": settings.top_k or 0}
-    with torch.no_grad():
-        result = model.generate(
-            torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(mask, device=device),
-            max_new_tokens=settings.max_new_tokens,
-            pad_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            **sampling,
-        )
-    return [tokenizer.decode(until(row, tokenizer.eos_token_id)) for row in result[:, width:].tolist()]
+        options = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
+        options["top_k"] = settings.top_k or 0
+    for index in range(first, len(encoded)):
+        torch.manual_seed(seed_of(settings, index))
+        prompt = torch.tensor([encoded[index]], device=device)
+        with torch.no_grad():
+            made = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=settings.max_new_tokens,
+                pad_token_id=tokenizer.eos_token_id,
+                eos_token_id=list(ends_of(model, tokenizer)),
+                **options,
+            )[0, prompt.shape[1] :].tolist()
+        ends = ends_of(model, tokenizer)
+        until = next((place for place, token in enumerate(made) if token in ends), len(made))
+        yield [tokenizer.decode(made[:until])]
 
 
-def until(tokens: list[int], end: int) -> list[int]:
-    """The tokens before the first `end`."""
-    return tokens[: tokens.index(end)] if end in tokens else tokens
+def packable(model: Any) -> Packed | None:
+    """The model as one that takes many sequences in one pass; None if it cannot."""
+    try:
+        return Packed(model)
+    except BadInput:
+        return None
 
 
-def keep_whole_batches(path: Path, batch_size: int) -> int:
-    """Cut the output of an earlier attempt back to whole batches of whole lines; returns the prompts that are done."""
-    if not path.exists():
-        return 0
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    # A batch that was cut is generated again, and so is a short last one: its draws are the same.
-    kept = whole[: len(whole) // batch_size * batch_size]
-    path.write_text("".join(kept), encoding="utf-8")
-    return len(kept)
+def seed_of(settings: GenerateSection, index: int) -> int:
+    """The seed of a prompt's random numbers: its own, whoever else is in a pass."""
+    return ((settings.seed << 32) + index) % 2**63
+
+
+def ends_of(model: Any, tokenizer: Tokenizer) -> set[int]:
+    """The tokens that end a completion: the model may have several of its own."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    own = named if isinstance(named, list) else [] if named is None else [named]
+    return {tokenizer.eos_token_id, *own}
+
+
+def longest(encoded: list[list[int]], settings: GenerateSection) -> int:
+    """Tokens of the longest prompt and its completion."""
+    return max(map(len, encoded)) + settings.max_new_tokens
+
+
+def limits_of(encoded: list[list[int]], settings: GenerateSection) -> Limits:
+    """How much is generated at once."""
+    most = MOST if settings.batch_size == "auto" else settings.batch_size
+    return Limits(longest(encoded, settings), min(most, len(encoded)), queue=len(encoded))
+
+
+def keep_whole_lines(path: Path) -> int:
+    """Cut the output of an earlier attempt back to whole lines; returns the prompts that are done.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            file.seek(0)
+            whole = file.read()
+            whole = whole[: whole.rfind(b"\n") + 1]
+            file.truncate(len(whole))
+    except OSError as error:
+        raise BadInput(
+            f"output: cannot write {path}: {error.strerror}", hint="name a folder of your own in `output`"
+        ) from error
+    return whole.count(b"\n")
 
 
 def probe(job: GenerateJob) -> Probe:
-    """The widest forward of this job: the longest prompt and all new tokens, with their cache."""
+    """The largest pass of this job: a sequence of full length beside one token for each of the others."""
     assert job.model is not None
     assert job.generate is not None
     settings = job.generate
@@ -121,14 +221,15 @@ def probe(job: GenerateJob) -> Probe:
     config = load_config(job.model, tokenizer)
     model = build_model(job.model, config, weights=False)
     model.eval()
-    longest = max(len(tokenizer.encode(prompt)) for prompt in read_prompts(settings.prompts))
-    batch = torch.zeros(settings.batch_size, max(1, longest) + settings.max_new_tokens, dtype=torch.long)
-
-    # Generation computes the scores of the last position only, where the model can do that.
-    last_only = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+    encoded = [tokenizer.encode(prompt) or [0] for prompt in read_prompts(settings.prompts)]
+    packed = packable(model)
+    if packed is not None:
+        engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits_of(encoded, settings))
+        return Probe(model, engine.rehearse)
+    batch = torch.zeros(1, longest(encoded, settings), dtype=torch.long)
 
     def step() -> None:
         with torch.no_grad():
-            model(input_ids=batch, use_cache=True, **last_only)
+            model(input_ids=batch, use_cache=True)
 
     return Probe(model, step)

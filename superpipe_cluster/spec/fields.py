@@ -71,6 +71,14 @@ def _auto_or_bytes(value: object) -> Literal["auto"] | int:
     return size_bytes
 
 
+def _auto_or_count(value: object) -> Literal["auto"] | int:
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST:
+        return value
+    raise refused("expected a whole number of 1 or more, or auto")
+
+
 def _auto_or_range(value: object) -> Literal["auto"] | ByteRange:
     if value == "auto":
         return "auto"
@@ -124,6 +132,8 @@ def _prompts(value: object) -> str | tuple[str, ...]:
 # The bounds come before the validator: outside of it they would be missing in the JSON schema.
 Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_not_a_truth_value)]
 CountOrZero = Annotated[int, Field(ge=0, le=_MOST), BeforeValidator(_not_a_truth_value)]
+#: Above 0, and 1 at most.
+Probability = Annotated[float, Field(gt=0, le=1), BeforeValidator(_not_a_truth_value)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_not_a_truth_value)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_not_a_truth_value)]
 PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(_not_a_truth_value)]
@@ -149,6 +159,13 @@ def _unit_schema(pattern: str, *examples: str) -> WithJsonSchema:
 def _auto_or(pattern: str) -> str:
     return f"^auto$|{pattern}"
 
+
+#: A count, or `auto`.
+AutoOrCount = Annotated[
+    Literal["auto"] | int,
+    PlainValidator(_auto_or_count),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": _MOST}]}),
+]
 
 #: Device memory: `auto`, or guaranteed..wanted.
 Memory = Annotated[

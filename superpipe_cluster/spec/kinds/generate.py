@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from superpipe_cluster.spec.base import StrictModel
-from superpipe_cluster.spec.fields import Count, PositiveOrZero, Prompts, Seed, Text
+from superpipe_cluster.spec.fields import (
+    AutoOrCount,
+    Count,
+    PositiveOrZero,
+    Probability,
+    Prompts,
+    Seed,
+    Text,
+)
 from superpipe_cluster.spec.job_base import JobBase
 
 
@@ -17,12 +25,14 @@ class GenerateSection(StrictModel):
     """A .txt file (one prompt per line), a .jsonl file (`{"prompt": ...}` per line), or a list of texts."""
     max_new_tokens: Count = 64
     """Tokens to add to each prompt, at most."""
-    batch_size: Count = 4
-    """Prompts per forward pass."""
+    batch_size: AutoOrCount = "auto"
+    """Prompts in one pass over the weights, at most; `auto` for as many as their keys and values have room for."""
     temperature: PositiveOrZero = 0.0
     """0 takes the most likely token; higher is more varied."""
     top_k: Count | None = None
     """Choose among this many most likely tokens; null for all."""
+    top_p: Probability = 1.0
+    """Choose among the most likely tokens that have so much of the probability together."""
     seed: Seed = 0
     """Seed of the choices, with a temperature above 0."""
 
