@@ -11,11 +11,9 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from superpipe_cluster.errors import BadInput
@@ -29,15 +27,17 @@ from superpipe_cluster.language_models import (
 )
 from superpipe_cluster.planning import Probe
 from superpipe_cluster.spec import TrainJob, TrainSection
+from superpipe_cluster.training_state import (
+    load_training,
+    make_optimizer,
+    save_model,
+    save_training,
+    unique_weights,
+    weights_file,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import PreTrainedModel
-
     from superpipe_cluster.execution.job import Job
-
-Made = TypeVar("Made")
 
 
 def main(job: Job) -> None:
@@ -60,8 +60,7 @@ def main(job: Job) -> None:
     job.log(f"{len(tokens):,} tokens of text")
 
     checkpoint = job.latest_checkpoint()
-    saved = checkpoint / "model.safetensors" if checkpoint is not None else None
-    model, weights = build_to_stream(asked.model, config, saved)
+    model, weights = build_to_stream(asked.model, config, weights_file(checkpoint))
     model.train()
 
     with job.stream(model, weights=weights) as streamer:
@@ -71,12 +70,15 @@ def main(job: Job) -> None:
         torch.manual_seed(settings.seed)
         step = 0
         if checkpoint is not None:
-            step = load_training(checkpoint, optimizer, schedule)
+            step = load_training(checkpoint, optimizer, schedule)["step"]
             job.log(f"resumed at step {step}, attempt {job.attempt}")
         stats = streamer.stats()
         job.log(
             f"{stats.units} units, {stats.k} on the device at once; {stats.model_bytes / 2**20:.0f} MiB of weights"
         )
+
+        def save(folder: Path) -> None:
+            save_training(folder, unique_weights(model), optimizer, schedule, step=step)
 
         saved, since, fresh = step, time.monotonic(), 0
         while step < settings.steps and not job.should_stop:
@@ -100,15 +102,13 @@ def main(job: Job) -> None:
                 job.log(f"step {step}/{settings.steps}  loss {loss:.4f}  {pace:.3f} s/step")
                 since, fresh = time.monotonic(), 0
             if step % settings.checkpoint_every == 0:
-                job.save(
-                    step, lambda folder, step=step: save_training(folder, model, optimizer, schedule, step)
-                )
+                job.save(step, save)
                 saved = step
         if step > saved:
-            job.save(step, lambda folder: save_training(folder, model, optimizer, schedule, step))
+            job.save(step, save)
 
     if step == settings.steps:
-        write_model(job.output, model)
+        save_model(model, job.output)
         tokenizer.save(job.output)
         job.log(f"model written to {job.output}")
 
@@ -153,14 +153,6 @@ def batch_at(tokens: torch.Tensor, settings: TrainSection, index: int) -> torch.
 # ---- optimization -------------------------------------------------------------------------------------
 
 
-def make_optimizer(settings: TrainSection, make: Callable[..., Made]) -> Made:
-    """The optimizer that the job asks for, made by `make(kind, **options)`."""
-    options = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    if settings.optimizer == "sgd":
-        return make(torch.optim.SGD, momentum=0.9, **options)
-    return make(torch.optim.AdamW, **options)
-
-
 def rate_at(settings: TrainSection, step: int) -> float:
     """Learning rate at `step`, as a share of the highest: linear warm-up, then constant, linear or cosine decay."""
     if step < settings.warmup_steps:
@@ -171,43 +163,3 @@ def rate_at(settings: TrainSection, step: int) -> float:
     if settings.schedule == "cosine":
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     return 1.0
-
-
-# ---- checkpoints --------------------------------------------------------------------------------------
-
-
-def save_training(
-    folder: Path, model: torch.nn.Module, optimizer: Optimizer, schedule: LambdaLR, step: int
-) -> None:
-    """Everything that the next step depends on."""
-    weights, seen = {}, set()
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:  # tied weights are written once
-            seen.add(tensor.data_ptr())
-            weights[name] = tensor.cpu()
-    save_file(weights, folder / "model.safetensors")
-    training = {
-        "step": step,
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "random": torch.get_rng_state(),
-        "random_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    torch.save(training, folder / "training.pt")
-
-
-def load_training(folder: Path, optimizer: Optimizer, schedule: LambdaLR) -> int:
-    """The rest of a checkpoint; returns its step."""
-    training = torch.load(folder / "training.pt", weights_only=True)
-    optimizer.load_state_dict(training["optimizer"])
-    schedule.load_state_dict(training["schedule"])
-    torch.set_rng_state(training["random"])
-    if training["random_cuda"]:
-        torch.cuda.set_rng_state_all(training["random_cuda"])
-    return training["step"]
-
-
-def write_model(folder: Path, model: PreTrainedModel) -> None:
-    """The trained model as a Hugging Face folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
