@@ -122,7 +122,9 @@ class Client(ClusterCalls):
         """
         spec = job_files.load(Path(job), overrides=list(overrides)) if isinstance(job, str | Path) else job
         spec.local_files()
-        body = {"spec": job_files.dump(spec), "code": program_of(spec), "files": files_of(spec)}
+        body: dict[str, Any] = {"spec": job_files.dump(spec), "code": program_of(spec)}
+        if files := files_of(spec):
+            body["files"] = files  # a head of an older version knows no such field, and needs none for other jobs
         key = idempotency_key or uuid.uuid4().hex
         answer = self._exchange.ask(
             "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout_s=_SUBMIT_TIMEOUT_S
