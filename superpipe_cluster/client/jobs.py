@@ -124,7 +124,7 @@ class Client(ClusterCalls):
         spec.local_files()
         body: dict[str, Any] = {"spec": job_files.dump(spec), "code": program_of(spec)}
         if files := files_of(spec):
-            body["files"] = files  # a head of an older version knows no such field, and needs none for other jobs
+            body["files"] = files  # an older head knows no such field, and other jobs need none
         key = idempotency_key or uuid.uuid4().hex
         answer = self._exchange.ask(
             "POST", "/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout_s=_SUBMIT_TIMEOUT_S
