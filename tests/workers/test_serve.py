@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import runpy
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from serving import Head, serving
-from superpipe_cluster import spec
+from superpipe_cluster import bundled, spec
 from superpipe_cluster.client import Client
+from superpipe_cluster.errors import BadInput
 from superpipe_cluster.execution.supervisor import Supervisor
 from superpipe_cluster.serving.connection import short_name
 from waiting import wait_until
@@ -331,16 +334,16 @@ def test_a_cancelled_job_finishes_what_it_has_begun(served: Served, client: open
             {"model": {"config": {"model_type": "mamba", "hidden_size": 64}}},
             "mamba cannot answer many requests",
         ),
+        ({"model": {"config": LLAMA, "tokenizer": "/nowhere"}}, "model.tokenizer: cannot load /nowhere"),
+        ({"model": {"config": {"model_type": "vit"}}}, "cannot build vit"),
     ],
-    ids=["context", "mamba"],
+    ids=["context", "mamba", "tokenizer", "vit"],
 )
-def test_what_cannot_be_served_is_said_at_once(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    run = Run(tmp_path / "job", {**JOB, **change}, BUDGET)
-    end = run.finish(run.start())
-    assert end.reason == "bad_input", run.log()
-    assert end.message is not None
-    assert said in end.message
-    assert "hint:" in run.log()
+def test_what_cannot_be_served_is_refused_when_it_is_planned(change: dict[str, Any], said: str) -> None:
+    program = runpy.run_path(str(bundled.worker_path("serve")))
+    with pytest.raises(BadInput, match=re.escape(said)) as refused:
+        program["probe"](spec.parse({**JOB, **change}))
+    assert refused.value.hint
 
 
 def test_a_sentence_model_gives_the_vectors_of_transformers(tmp_path: Path) -> None:
