@@ -152,8 +152,11 @@ def _no_values() -> AbstractContextManager[Any]:
 
     if detect_fake_mode() is None:
         return nullcontext()
-    library = transformers()
-    return getattr(library, "initialization", library.modeling_utils).no_init_weights()
+    try:
+        from transformers.initialization import no_init_weights
+    except ImportError:  # transformers 4
+        from transformers.modeling_utils import no_init_weights  # pyright: ignore[reportAttributeAccessIssue]
+    return no_init_weights()
 
 
 def transformers(extra: str = "lm") -> Any:
