@@ -56,6 +56,14 @@ def argv(run: str | Sequence[str], meant: Callable[[str], str | None]) -> list[s
     return ["/bin/sh", "-c", text] if _SHELL.search(run) else shlex.split(text)
 
 
+def is_closed(run: str) -> bool:
+    """Whether a command of plain words can be taken apart; what only a shell can run is the shell's to complain of."""
+    try:
+        return bool(_SHELL.search(run) or shlex.split(run))
+    except ValueError:
+        return False
+
+
 def inside(word: str) -> str | None:
     """A word as a path in the script's folder; None if it cannot be one."""
     if not word or word.startswith(("-", "~")) or os.path.isabs(word):

@@ -20,11 +20,10 @@ NAMES = st.text(
 
 @given(TEXTS)
 def test_a_command_without_files_is_run_as_it_is_written(text: str) -> None:
-    try:
-        found = commands.argv(text, lambda word: None)
-    except ValueError:  # a quote that is not closed, in a command of plain words
+    if not commands.is_closed(text):
         return
-    assert found in (["/bin/sh", "-c", text], shlex.split(text))
+    found = commands.argv(text, lambda word: None)
+    assert found == ["/bin/sh", "-c", text] or found == shlex.split(text)
 
 
 @given(NAMES, st.sampled_from(["cat {}", "cat < /dev/null {} | cat", "A=1 cat -n {}", "cat --x={} && true"]))
