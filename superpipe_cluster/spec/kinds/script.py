@@ -69,7 +69,9 @@ class ScriptJob(JobBase):
             yield Complaint(("resources", "gpu_memory"), message, hint, lacks=((),))
         run = given.get("run")
         if isinstance(run, str) and not commands.is_closed(run):
-            yield Complaint(("run",), "a quote in the command is not closed", "close it, or write a list of words")
+            yield Complaint(
+                ("run",), "a quote in the command is not closed", "close it, or write a list of words"
+            )
         if given.get("venv") and given.get("pip"):
             hint = "install the packages in the venv, or leave it out"
             yield Complaint(("pip",), "given beside a venv, but a job has one environment", hint)
