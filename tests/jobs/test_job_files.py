@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,11 @@ def plan(job: JobSpec, by_name: dict[str, JobSpec]) -> Plan | None:
         return None  # of a pipeline that a script makes, or that is on the hub
     program = job.own_program or bundled.worker_path(job.worker)
     request = {"job": spec.dump(job), "program": str(program), "cuda": True, "device": None}
-    found = answer(request)["plan"]
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # libraries of each other; no error in a planner's process
+        found = answer(request)["plan"]
     planned = None if found is None else Plan.from_dict(found)
     assert (planned is None) == isinstance(job, ScriptJob)
     return planned
