@@ -268,7 +268,7 @@ def transforms(
 ) -> Callable[[Any], torch.Tensor]:
     """From a picture to the model's input, `float[3, size, size]`."""
     try:
-        from torchvision.transforms import v2
+        from torchvision.transforms import v2  # pyright: ignore[reportMissingImports] (its wheel wants a torch of its own)
     except ImportError as error:
         raise BadInput(
             "images are prepared with torchvision, which is not installed here",
