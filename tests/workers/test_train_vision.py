@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,12 @@ def job(model: dict[str, Any], images: Path, **train: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def importable(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which the worker can import torchvision, whichever build of torch is here."""
+    """An environment in which the worker can import torchvision, whichever build of torch is here.
+
+    `make test` does not install it: its wheel breaks the imports of a torch without CUDA. `make test-vision` does.
+    """
+    if find_spec("torchvision") is None or find_spec("timm") is None:
+        pytest.skip("torchvision and timm are not installed: make test-vision")
     folder, zoo = tmp_path_factory.mktemp("site"), Path(__file__).parents[1] / "zoo"
     (folder / "sitecustomize.py").write_text(
         "from torchvision_names import torchvision_can_be_imported\ntorchvision_can_be_imported()\n"
