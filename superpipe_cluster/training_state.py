@@ -1,7 +1,7 @@
-"""What a training program keeps from one attempt to the next: which optimizer, and checkpoints that resume exactly.
+"""What training programs have in common: the optimizer, the learning rate's schedule, checkpoints that resume exactly.
 
-Owns the files of such a checkpoint, and those of a model that is done. When one is written is the worker program's
-business, that it counts only once it is whole is `job.save`'s.
+Owns the files of such a checkpoint, and those of a model that is done; and what a plan is told of a training. When a
+checkpoint is written is the worker program's business, that it counts only once it is whole is `job.save`'s.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from superpipe_cluster.errors import BadInput
+from superpipe_cluster.planning import Probe
+from superpipe_cluster.pretrained import transformers
 
 if TYPE_CHECKING:
     import torch
@@ -22,8 +24,8 @@ _HINT = "remove the job's checkpoints to begin anew, or put the file back"
 Made = TypeVar("Made")
 
 
-class OptimizerSettings(Protocol):
-    """The part of a job's section that is about its optimizer."""
+class TrainingSettings(Protocol):
+    """What a job's section says about its updates, whatever it trains."""
 
     @property
     def optimizer(self) -> str:
@@ -40,8 +42,28 @@ class OptimizerSettings(Protocol):
         """Decoupled weight decay."""
         ...
 
+    @property
+    def schedule(self) -> str:
+        """`constant`, `linear` or `cosine`, after warming up."""
+        ...
 
-def make_optimizer(settings: OptimizerSettings, make: Callable[..., Made]) -> Made:
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises from zero."""
+        ...
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of a step."""
+        ...
+
+    @property
+    def grad_clip(self) -> float | None:
+        """Largest global norm of the gradients; None for no clipping."""
+        ...
+
+
+def make_optimizer(settings: TrainingSettings, make: Callable[..., Made]) -> Made:
     """The optimizer that the job asks for, made by `make(kind, **options)`."""
     import torch
 
@@ -49,6 +71,37 @@ def make_optimizer(settings: OptimizerSettings, make: Callable[..., Made]) -> Ma
     if settings.optimizer == "sgd":
         return make(torch.optim.SGD, momentum=0.9, **options)
     return make(torch.optim.AdamW, **options)
+
+
+def make_schedule(settings: TrainingSettings, optimizer: torch.optim.Optimizer, steps: int) -> Any:
+    """The learning rate's schedule over so many steps, as transformers makes it."""
+    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+    return transformers().get_scheduler(
+        name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps
+    )
+
+
+def training_probe(
+    model: torch.nn.Module,
+    step: Callable[[], None],
+    settings: TrainingSettings,
+    *,
+    master_weights: torch.dtype | None = None,
+) -> Probe:
+    """What a plan has to know of a training: `step` is a micro-batch, forward and backward; updates follow settings."""
+    import torch
+
+    def clip() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or 0.0)
+
+    return Probe(
+        model,
+        step,
+        lambda parameters: make_optimizer(settings, lambda kind, **options: kind(parameters, **options)),
+        accumulate=settings.accumulate,
+        before_update=clip if settings.grad_clip is not None else None,
+        master_weights=master_weights,
+    )
 
 
 def weights_file(checkpoint: Path | None) -> Path | None:

@@ -19,6 +19,7 @@ import torch
 
 from superpipe_cluster.embedding import Encoder, Rows, open_rows
 from superpipe_cluster.errors import BadInput
+from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
 from superpipe_cluster.spec import EmbedJob, EmbedSection
 
@@ -44,7 +45,7 @@ def main(job: Job) -> None:
     raw = job.output / "embeddings.npy"
     batches = -(-len(rows) // settings.batch_size)
     if done < batches:
-        check_writable(raw)
+        require_writable(raw.parent, raw.name)
     with job.stream(encoder.model, weights=encoder.files) as streamer:
         stats = streamer.stats()
         job.log(
@@ -172,21 +173,6 @@ def npy_header(shape: tuple[int, int]) -> bytes:
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
     return header.getvalue()
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of `path`, and refuse if the file cannot be written.
-
-    Raises:
-        BadInput: it cannot.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise BadInput(
-            f"output: cannot write {path}: {error.strerror}", hint="name a folder of your own in `output`"
-        ) from error
 
 
 def save_done(folder: Path, batches: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 import time
 from functools import partial
 from inspect import signature
@@ -34,15 +33,16 @@ from superpipe_cluster.language_models import (
     load_config,
     load_tokenizer,
 )
-from superpipe_cluster.planning import Probe
-from superpipe_cluster.pretrained import transformers
+from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.spec import ExamplesSection, FinetuneJob, FinetuneSection
 from superpipe_cluster.training_state import (
     load_training,
     load_weights,
     make_optimizer,
+    make_schedule,
     save_model,
     save_training,
+    training_probe,
     unique_weights,
     weights_file,
 )
@@ -50,6 +50,7 @@ from superpipe_cluster.training_state import (
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
     from superpipe_cluster.language_models import Tokenizer
+    from superpipe_cluster.planning import Probe
 
 Batch = dict[str, torch.Tensor]
 
@@ -62,7 +63,7 @@ def main(job: Job) -> None:
     assert asked.data is not None
     assert asked.finetune is not None
     settings = asked.finetune
-    check_writable(job.output)
+    require_writable(job.output)
     tokenizer = load_tokenizer(asked.model)
     config = load_config(asked.model, tokenizer)
     check_length(config, settings.sequence_length, "finetune.sequence_length")
@@ -171,17 +172,7 @@ def probe(job: FinetuneJob) -> Probe:
     def step() -> None:
         loss_of(model, batch, torch.device("cpu")).backward()
 
-    def clip() -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or 0.0)
-
-    return Probe(
-        model,
-        step,
-        lambda parameters: make_optimizer(settings, lambda kind, **o: kind(parameters, **o)),
-        accumulate=settings.accumulate,
-        before_update=clip if settings.grad_clip is not None else None,
-        master_weights=master_weights(job),
-    )
+    return training_probe(model, step, settings, master_weights=master_weights(job))
 
 
 # ---- data ---------------------------------------------------------------------------------------------
@@ -278,27 +269,7 @@ def master_weights(asked: FinetuneJob) -> torch.dtype | None:
     return torch.float32 if coarse and asked.finetune.master_weights else None
 
 
-def make_schedule(settings: FinetuneSection, optimizer: Any, steps: int) -> Any:
-    """The learning rate's schedule, by transformers."""
-    name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-    get_scheduler = transformers().get_scheduler
-    return get_scheduler(name, optimizer, num_warmup_steps=settings.warmup_steps, num_training_steps=steps)
-
-
 # ---- output -------------------------------------------------------------------------------------------
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse an output folder that cannot be written, before anything is computed for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(
-            f"output: cannot write in {folder}: {error.strerror}",
-            hint="name a folder that is yours, or leave output out",
-        ) from error
 
 
 def write_model(folder: Path, model: Any, tokenizer: Tokenizer) -> None:

@@ -9,6 +9,7 @@ line per prompt, in their order; a job that is started again goes on behind the 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from superpipe_cluster.language_models import (
     load_tokenizer,
     read_prompts,
 )
+from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
 from superpipe_cluster.serving.asking import News, Request, Said, Sampling
 from superpipe_cluster.serving.engine import Engine, Limits
@@ -55,6 +57,7 @@ def main(job: Job) -> None:
     model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
 
     path = job.output / "completions.jsonl"
+    require_writable(path.parent, path.name)
     done = keep_whole_lines(path)
     with job.stream(model, weights=weights) as streamer, path.open("a", encoding="utf-8") as out:
         stats = streamer.stats()
@@ -193,22 +196,10 @@ def limits_of(encoded: list[list[int]], settings: GenerateSection) -> Limits:
 
 
 def keep_whole_lines(path: Path) -> int:
-    """Cut the output of an earlier attempt back to whole lines; returns the prompts that are done.
-
-    Raises:
-        BadInput: the file cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            whole = file.read()
-            whole = whole[: whole.rfind(b"\n") + 1]
-            file.truncate(len(whole))
-    except OSError as error:
-        raise BadInput(
-            f"output: cannot write {path}: {error.strerror}", hint="name a folder of your own in `output`"
-        ) from error
+    """Cut the output of an earlier attempt back to whole lines; returns the prompts that are done."""
+    whole = path.read_bytes()
+    whole = whole[: whole.rfind(b"\n") + 1]
+    os.truncate(path, len(whole))
     return whole.count(b"\n")
 
 

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.language_models import read_prompts
+from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
 from superpipe_cluster.spec import ModelSection, PaintJob, PaintSection
 
@@ -54,7 +55,7 @@ def main(job: Job) -> None:
     settings = asked.paint
     prompts = read_prompts(settings.prompts, "paint.prompts")
     wanted = [prompt for prompt in prompts for _ in range(settings.images_per_prompt)]
-    check_output(job.output)
+    require_writable(job.output, "images.jsonl")
     pipeline = load_pipeline(asked.model)
     common = call_of(pipeline, settings)
 
@@ -236,21 +237,6 @@ def write_png(path: Path, image: Image, about: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-
-
-def check_output(folder: Path) -> None:
-    """Refuse a folder that nothing can be written to, before hours of painting.
-
-    Raises:
-        BadInput: it is one.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "images.jsonl").open("a").close()
-    except OSError as error:
-        raise BadInput(
-            f"output: {folder} cannot be written: {error.strerror}", hint="name a folder of your own"
-        ) from error
 
 
 def keep_whole_batches(folder: Path, settings: PaintSection, wanted: list[str]) -> int:

@@ -25,19 +25,20 @@ from superpipe_cluster.language_models import (
     load_tokenizer,
     read_tokens,
 )
-from superpipe_cluster.planning import Probe
 from superpipe_cluster.spec import TrainJob, TrainSection
 from superpipe_cluster.training_state import (
     load_training,
     make_optimizer,
     save_model,
     save_training,
+    training_probe,
     unique_weights,
     weights_file,
 )
 
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
+    from superpipe_cluster.planning import Probe
 
 
 def main(job: Job) -> None:
@@ -126,16 +127,7 @@ def probe(job: TrainJob) -> Probe:
     def step() -> None:
         model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
 
-    def clip() -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or 0.0)
-
-    return Probe(
-        model,
-        step,
-        lambda parameters: make_optimizer(settings, lambda kind, **o: kind(parameters, **o)),
-        accumulate=settings.accumulate,
-        before_update=clip if settings.grad_clip is not None else None,
-    )
+    return training_probe(model, step, settings)
 
 
 # ---- data ---------------------------------------------------------------------------------------------

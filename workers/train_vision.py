@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,23 +19,24 @@ from torch.utils.data import DataLoader, Dataset
 from superpipe_cluster import pretrained
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.labelled_images import LabelledImages, open_images
-from superpipe_cluster.planning import Probe
+from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.spec import ModelSection, VisionJob, VisionTrainSection
 from superpipe_cluster.training_state import (
     load_training,
     make_optimizer,
+    make_schedule,
     save_training,
+    training_probe,
     unique_weights,
     weights_file,
 )
 
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
+    from superpipe_cluster.planning import Probe
 
 #: Of ImageNet, where the model does not say how its images were normalized.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Names of the schedules in transformers.
-_SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
 def main(job: Job) -> None:
@@ -64,7 +64,7 @@ def main(job: Job) -> None:
     job.log(
         f"{len(images)} images of {len(images.classes)} classes, {len(unseen)} to evaluate on; {steps} steps"
     )
-    check_writable(job.output)
+    require_writable(job.output, "model.safetensors")
 
     checkpoint = job.latest_checkpoint()
     model, weights = pretrained.build_to_stream(
@@ -130,16 +130,7 @@ def probe(job: VisionJob) -> Probe:
     pixels = torch.zeros(settings.batch_size, 3, *[image_size(config, settings)] * 2)
     labels = torch.zeros(settings.batch_size, dtype=torch.long)
 
-    def clip() -> None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.grad_clip or 0.0)
-
-    return Probe(
-        model,
-        lambda: loss_of(model, pixels, labels, settings).backward(),
-        lambda parameters: make_optimizer(settings, lambda kind, **options: kind(parameters, **options)),
-        accumulate=settings.accumulate,
-        before_update=clip if settings.grad_clip is not None else None,
-    )
+    return training_probe(model, lambda: loss_of(model, pixels, labels, settings).backward(), settings)
 
 
 # ---- the model ----------------------------------------------------------------------------------------
@@ -283,28 +274,6 @@ def transforms(
 
 
 # ---- training -----------------------------------------------------------------------------------------
-
-
-def check_writable(folder: Path) -> None:
-    """Refuse an output folder that the model cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.safetensors").open("ab").close()
-    except OSError as error:
-        raise BadInput(
-            f"output: cannot write to {folder}: {error.strerror}",
-            hint="name a folder of your own in `output`",
-        ) from error
-
-
-def make_schedule(settings: VisionTrainSection, optimizer: Any, steps: int) -> Any:
-    """The learning rate over the steps."""
-    return pretrained.transformers("vision").get_scheduler(
-        _SCHEDULES[settings.schedule],
-        optimizer,
-        num_warmup_steps=settings.warmup_steps,
-        num_training_steps=steps,
-    )
 
 
 def save(job: Job, model: Any, optimizer: Any, schedule: Any, step: int) -> None:

@@ -390,7 +390,7 @@ def test_what_is_missing_around_the_data_is_said_before_training(
     data = {"files": [str(write_rows(tmp_path / "rows.jsonl", [ROW]))]}
     job = job_file(base, data, {})
     (tmp_path / "file").touch()
-    assert "output: cannot write in" in refusal(program, job, tmp_path / "file" / "output").message
+    assert "output: cannot write" in refusal(program, job, tmp_path / "file" / "output").message
 
     chat = write_rows(tmp_path / "chat.jsonl", conversations(1))
     bytes_only = {**job, "model": {**job["model"], "tokenizer": "bytes"}, "data": {"files": [str(chat)]}}

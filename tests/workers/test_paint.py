@@ -193,8 +193,8 @@ def test_what_cannot_be_painted_is_said_before_painting(
 
 def test_an_output_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match=r"output: .* cannot be written"):
-        PAINT["check_output"](tmp_path / "file" / "folder")
+    with pytest.raises(BadInput, match=r"output: cannot write .*images\.jsonl"):
+        PAINT["require_writable"](tmp_path / "file" / "folder", "images.jsonl")
 
 
 def test_a_pipeline_is_no_inline_configuration(folder: Path) -> None:
