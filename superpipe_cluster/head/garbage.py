@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import gc
 
-#: New containers until the youngest are looked through (Python's own figure is 700): about one decision about ten
-#: thousand jobs; and how many of these looks there are until the older ones have their turn.
-_NEW = 50_000
-_ROUNDS = 20
+#: New containers until the youngest are looked through, which takes as long as there are of them: these are a few
+#: milliseconds. And how many of these looks there are until the older ones have their turn (Python's own: 700 and 10).
+_NEW = 5_000
+_ROUNDS = 50
 
 
 def leave_alone_what_stays() -> None:

@@ -1,7 +1,8 @@
 """The picture that decisions are made from: taken of the store, the machine and the clocks.
 
-Owns the `Snapshot`'s making, and what must be remembered to make it quickly: the usage of everybody, and what others
-hold of the devices. All of it may be forgotten; the first picture of a new head reads everything.
+Owns the `Snapshot`'s making, and what must be remembered to make it quickly: the jobs of the last one, the usage of
+everybody, and what others hold of the devices. All of it may be forgotten; the first picture of a new head reads
+everything.
 """
 
 from __future__ import annotations
@@ -13,9 +14,17 @@ from typing import Any
 
 from superpipe_cluster.errors import BadInput, NotFound
 from superpipe_cluster.lifecycle.record import JobRecord
+from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.machine import Device
 from superpipe_cluster.scheduling.policy import DEFAULT, Policy
-from superpipe_cluster.scheduling.snapshot import DeviceView, Quota, Snapshot, waits_for
+from superpipe_cluster.scheduling.queued import Queued
+from superpipe_cluster.scheduling.snapshot import (
+    DeviceView,
+    Quota,
+    Snapshot,
+    named_by,
+    promised_host_bytes,
+)
 from superpipe_cluster.scheduling.usage import UsageBook
 from superpipe_cluster.scheduling.windows import Window
 from superpipe_cluster.store.interface import JobStore
@@ -54,7 +63,10 @@ class Camera:
         self._wall = wall
         self._policy = policy
         self._book: UsageBook | None = None
-        self._seen: dict[str, JobRecord] = {}
+        #: The jobs of the last picture, by the identity of their records, and sorted out.
+        self._seen: dict[int, JobRecord] = {}
+        self._queued = Queued.of(())
+        self._others: dict[str, JobRecord] = {}
         self._foreign_bytes = dict.fromkeys((device.id for device in devices), 0)
 
     def look_around(self, holders: Sequence[JobRecord]) -> bool:
@@ -71,45 +83,57 @@ class Camera:
 
     def take(self, active: Sequence[JobRecord]) -> Snapshot:
         """The picture of this moment; `active` are all jobs that have not ended."""
-        records = {record.id: record for record in active}
-        named = {job_id for record in active if record.state.is_waiting for job_id in waits_for(record)}
-        for job_id in named - records.keys():
-            with suppress(NotFound):
-                records[job_id] = self._store.get(job_id)
         now = self._store.now()
+        self._take_in(active, now)
+        others = dict(self._others)
+        named = named_by(self._queued, others.values()) - others.keys()
+        for job_id in named.difference(self._queued.ids):
+            with suppress(NotFound):
+                others[job_id] = self._store.get(job_id)
         settings = self._store.settings()
-        return Snapshot.of(
-            tuple(records.values()),
-            (self._view(device) for device in self._devices),
-            host_usable_bytes=self._host_usable_bytes(),
+        return Snapshot(
             now=now,
-            usage=self._usage(active, now),
+            queued=self._queued,
+            others=tuple(others.values()),
+            devices=tuple(map(self._view, self._devices)),
+            host_free_bytes=self._host_usable_bytes() - promised_host_bytes(others.values()),
+            usage=self._book.totals(self._others.values(), now) if self._book is not None else {},
             quotas=quotas(settings),
             windows=windows(settings),
             wall=self._wall(),
             policy=self._policy,
         )
 
+    def _take_in(self, active: Sequence[JobRecord], now: float) -> None:
+        """Bring what is remembered up to date. A record is never changed, so those that are the same are not read."""
+        listed = dict(zip(map(id, active), active, strict=True))
+        new = {record.id: record for key, record in listed.items() if key not in self._seen}
+        gone = {record.id: record for key, record in self._seen.items() if key not in listed}
+        # What asks the store comes first: where it does not answer, nothing has been taken in yet.
+        if self._book is None:
+            self._book = UsageBook(self._store.list_jobs(), now, self._policy.half_life_s)
+            charged = []
+        else:
+            # Every job that was given a device was in the picture before, as waiting.
+            charged = [(gone.get(job_id), record) for job_id, record in new.items()]
+            for job_id in gone.keys() - new.keys():  # these have ended
+                with suppress(NotFound):
+                    charged.append((gone[job_id], self._store.get(job_id)))
+        for before, after in charged:
+            self._book.changed(before, after, now)
+        self._queued = self._queued.changed(
+            [record for record in gone.values() if record.state is JobState.QUEUED],
+            [record for record in new.values() if record.state is JobState.QUEUED],
+        )
+        for job_id in gone:
+            self._others.pop(job_id, None)
+        self._others.update((job_id, one) for job_id, one in new.items() if one.state is not JobState.QUEUED)
+        self._seen = listed
+
     def _view(self, device: Device) -> DeviceView:
         foreign_bytes = self._foreign_bytes[device.id]
         capacity_bytes = max(0, device.capacity_bytes - foreign_bytes)
         return DeviceView(device.id, capacity_bytes, device.link_bytes_per_s, foreign_bytes)
-
-    def _usage(self, active: Sequence[JobRecord], now: float) -> Mapping[str, float]:
-        """Decayed byte-seconds by user. Every job that was given a device was in the picture before, as waiting."""
-        if self._book is None:
-            self._book = UsageBook(self._store.list_jobs(), now, self._policy.half_life_s)
-            self._seen = {}
-        else:
-            for record in active:
-                before = self._seen.pop(record.id, None)
-                if before is not record:
-                    self._book.changed(before, record, now)
-            for before in self._seen.values():  # these have ended
-                with suppress(NotFound):
-                    self._book.changed(before, self._store.get(before.id), now)
-        self._seen = {record.id: record for record in active}
-        return self._book.totals((record for record in active if record.state.holds_device), now)
 
 
 def quotas(settings: Mapping[str, Any]) -> dict[str, Quota]:

@@ -103,10 +103,11 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
             fitting = [
                 (free[device.id], device.id, device, needs)
                 for device in able
-                if (needs := books.needs(device, job, relieved[device.id])) is not None
-                and free[device.id] - device.kept_from(job) >= needs
+                if (room := free[device.id] - device.kept_from(job)) >= job.budget_min_bytes
                 and link[device.id] >= needs_link
                 and host >= job.host_bytes
+                and (needs := books.needs(device, job, relieved[device.id])) is not None
+                and room >= needs
             ]
             if fitting or not ends:
                 break

@@ -6,7 +6,7 @@ something writes it down here at once, so that the next one sees it. Nothing out
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from superpipe_cluster.lifecycle.record import JobRecord
@@ -80,6 +80,8 @@ class Books:
         self.tasks: dict[str, int] = {}
         self.holders: list[Holder] = []
         self._placed: list[End] = []
+        #: What `ends` found last; None once something was decided that changes it.
+        self._ends: list[End] | None = None
         by_id = {device.id: device for device in self.devices}
         for job in holding:
             self._enter(job, by_id.get(job.device or ""))
@@ -93,7 +95,8 @@ class Books:
         floor = target
         if job.may_shrink and (job.state in ASKABLE or job.state is JobState.STARTING):
             floor = min(target, max(job.budget_min_bytes, job.floor_bytes))
-        holder = Holder(job, device, promised, target, floor, ends_at(job, self.now))
+        is_askable = job.state in ASKABLE and job.budget_asked_bytes is None and job.stop_asked is None
+        holder = Holder(job, device, promised, target, floor, ends_at(job, self.now), is_askable)
         self.holders.append(holder)
         self._count_job(job, promised)
         self.host_usable += job.host_bytes
@@ -165,6 +168,7 @@ class Books:
         """Ask for fewer bytes. Who is asked already for somebody else goes on being asked for them."""
         assert holder.can_be_asked
         assert target <= holder.target
+        self._ends = None
         if holder.device is not None:
             holder.device.bytes.coming += holder.target - target
             holder.device.resized(holder.job, holder.target, target)
@@ -177,6 +181,7 @@ class Books:
         """Offer more bytes. They count from now on, see [Note: two phases] in `lifecycle/record.py`."""
         assert holder.can_be_asked
         assert holder.device is not None
+        self._ends = None
         more = target - holder.promised
         holder.device.bytes.free -= more
         holder.device.count(holder.job, more)
@@ -187,7 +192,8 @@ class Books:
 
     def preempt(self, holder: Holder, why: str, for_job: str | None = None) -> None:
         """Ask for all of its bytes: it is to save and queue again."""
-        holder.is_preempted = True
+        self._ends = None
+        holder.is_preempted, holder.can_be_asked = True, False
         holder.why, holder.for_job = why, for_job
         self.host.coming += holder.job.host_bytes
         if holder.device is not None:
@@ -206,29 +212,19 @@ class Books:
                 asked.append(Resize(holder.job.id, holder.target, holder.why, holder.for_job))
         return asked
 
-    def ends(self) -> list[End]:
+    def ends(self) -> Sequence[End]:
         """What comes back when, soonest first, those who have just been placed or promised a place included."""
-        ends = [
-            End(
-                one.ends_at,
-                one.target,
-                one.target - one.floor,
-                one.job.link_min_bytes_per_s,
-                one.device.use(one.job, one.target) if one.device is not None else 0,
-                one.device.strain_of(one) if one.device is not None else 0,
-                one.job.host_bytes,
-                one.device,
-            )
-            for one in self.holders
-            if not one.is_leaving
-        ]
-        return sorted([*ends, *self._placed], key=_when)
+        if self._ends is None:
+            there = (_end_of(one) for one in self.holders if not one.is_leaving)
+            self._ends = sorted([*there, *self._placed], key=_when)
+        return self._ends
 
     def _place(self, job: JobRecord, device: DeviceBooks, size: int) -> None:
         end, use = self.now + run_s(job), device.use(job, size)
         device.count(job, size)
         device.resized(job, 0, size)
         self._count_job(job, size)
+        self._ends = None
         self._placed.append(End(end, size, 0, job.link_min_bytes_per_s, use, 0, job.host_bytes, device))
         if device.shadow is not None:
             device.shadow.take_device(job, size, use, end)
@@ -239,6 +235,13 @@ class Books:
         self.user_bytes[job.user] = self.user_bytes.get(job.user, 0) + size
         if job.array is not None:
             self.tasks[job.array] = self.tasks.get(job.array, 0) + 1
+
+
+def _end_of(one: Holder) -> End:
+    device, job = one.device, one.job
+    use, strain = (device.use(job, one.target), device.strain_of(one)) if device is not None else (0, 0)
+    spare, link = one.target - one.floor, job.link_min_bytes_per_s
+    return End(one.ends_at, one.target, spare, link, use, strain, job.host_bytes, device)
 
 
 def _when(end: End) -> float:

@@ -39,7 +39,7 @@ def decide(snapshot: Snapshot) -> list[Decision]:
     books = Books(snapshot, crowd.holding, hours)
     turns = mind(books)
     line = Line(books)
-    line.run(in_line(crowd.eligible, crowd.holding, snapshot))
+    line.run(snapshot.queued, in_line(crowd.eligible, crowd.holding, snapshot))
     budgets = share_out(books, line.starts, line.least_waiting)
     _expect(books, line)
     return [

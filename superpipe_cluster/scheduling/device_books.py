@@ -67,6 +67,7 @@ class Holder:
         ends_at: when it is likely to end, unix seconds; infinite when nobody can tell.
         why: the sentence that goes with what is asked of it now; empty while nothing is.
         for_job: whom that is for.
+        can_be_asked: whether a budget may be asked for: its program runs, and no other ask is under way from before.
         is_preempted: it is asked now to save and queue again.
         way: what its bytes cost from `target` down to a floor, as found last, and these two.
     """
@@ -77,21 +78,11 @@ class Holder:
     target: int
     floor: int
     ends_at: float
+    can_be_asked: bool
     why: str = ""
     for_job: str | None = None
     is_preempted: bool = False
     way: tuple[int, int, Sequence[tuple[int, float]]] = (0, 0, ())
-
-    @property
-    def can_be_asked(self) -> bool:
-        """Whether a budget may be asked for: its program runs, and no other ask is under way from before."""
-        job = self.job
-        return (
-            job.state in ASKABLE
-            and job.budget_asked_bytes is None
-            and job.stop_asked is None
-            and not self.is_preempted
-        )
 
     def way_down(self, floor: int, horizon_s: float) -> Sequence[tuple[int, float]]:
         """What its bytes cost from its target down to `floor`, see `curve.falls`."""
@@ -181,10 +172,18 @@ class DeviceBooks:
         self.traffic_left = int(link_crowd * view.link_bytes_per_s)
         #: Whether the first one in line waits for less traffic on the link.
         self.is_crowded = False
+        #: What `use` found: it is asked the same things over and over.
+        self._uses: dict[tuple[str, int], int] = {}
 
     def use(self, job: JobRecord, size: int) -> int:
         """Bytes per second of the link that the job is likely to use here with `size` bytes."""
-        return min(link_use(job, size), self.view.link_bytes_per_s) if size else 0
+        if not size:
+            return 0
+        key = job.id, size
+        use = self._uses.get(key)
+        if use is None:
+            use = self._uses[key] = min(link_use(job, size), self.view.link_bytes_per_s)
+        return use
 
     def resized(self, job: JobRecord, before: int, after: int) -> None:
         """Count how the traffic changes when the job has `after` bytes in place of `before`; 0: it is not here."""
@@ -206,9 +205,9 @@ class DeviceBooks:
             job: one that waits.
             relieved: bytes per second that jobs here will not use any more by then.
         """
-        left = self.traffic_left + relieved
-        if left >= self.view.link_bytes_per_s or job.priority >= INTERACTIVE:
-            return job.budget_min_bytes
+        left, low = self.traffic_left + relieved, job.budget_min_bytes
+        if left >= self.view.link_bytes_per_s or job.priority >= INTERACTIVE or self.use(job, low) <= left:
+            return low
         return least_within(job, left)
 
     def kept_from(self, job: JobRecord) -> int:

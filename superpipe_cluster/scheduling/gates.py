@@ -6,9 +6,10 @@ Owns those four; a job that does not get through keeps nothing for itself and ho
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from itertools import compress, count
-from operator import attrgetter
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import EndReason, JobState, WaitReason
@@ -16,17 +17,14 @@ from superpipe_cluster.scheduling.decisions import Cancel, Wait
 from superpipe_cluster.scheduling.snapshot import Snapshot, waits_for
 from superpipe_cluster.scheduling.windows import Hours
 
-#: What a job has to have for a gate to matter to it. See [Note: column by column] in `order.py`.
-_GATES = tuple(map(attrgetter, ("after", "after_any", "after_fail", "begin_at", "window")))
-
 
 class Crowd(NamedTuple):
     """The jobs of a snapshot, by what there is to decide about them."""
 
     #: Those that hold a device, in a state that nobody knows too, in the order of their numbers.
     holding: list[JobRecord]
-    #: Those that may stand in line.
-    eligible: list[JobRecord]
+    #: The places in the queue's table of those that may stand in line.
+    eligible: NDArray[np.int64]
     #: What keeps the others that wait.
     stopped: list[Wait | Cancel]
 
@@ -38,24 +36,22 @@ def sort_out(snapshot: Snapshot, hours: Hours) -> Crowd:
         snapshot: the moment.
         hours: its windows.
     """
+    holding: list[JobRecord] = []
+    stopped: list[Wait | Cancel] = []
+    for job in snapshot.others:
+        if job.state is JobState.HELD:
+            stopped.append(Wait(job.id, WaitReason.HELD, "held by its owner"))
+        elif not job.state.is_terminal:
+            holding.append(job)
+    holding.sort(key=lambda job: (len(job.id), job.id))
     gates = _Gates(snapshot, hours)
-    states = [job.state for job in snapshot.jobs]
-    queued = [job for job, state in zip(snapshot.jobs, states, strict=True) if state is JobState.QUEUED]
-    crowd = Crowd([], [], [])
-    for job, state in zip(snapshot.jobs, states, strict=True):
-        if state is JobState.HELD:
-            crowd.stopped.append(Wait(job.id, WaitReason.HELD, "held by its owner"))
-        elif state is not JobState.QUEUED and not state.is_terminal:
-            crowd.holding.append(job)
-    crowd.holding.sort(key=lambda job: (len(job.id), job.id))
-    gated = {place for field in _GATES for place in compress(count(), map(field, queued))}
-    for place, job in enumerate(queued):
-        stop = gates.stop(job) if place in gated else None
-        if stop is None:
-            crowd.eligible.append(job)
-        else:
-            crowd.stopped.append(stop)
-    return crowd
+    may_stand = np.ones(len(snapshot.queued), np.bool_)
+    for place in np.flatnonzero(snapshot.queued.column("is_gated")).tolist():
+        stop = gates.stop(snapshot.queued.jobs[place])
+        if stop is not None:
+            may_stand[place] = False
+            stopped.append(stop)
+    return Crowd(holding, np.flatnonzero(may_stand), stopped)
 
 
 class _Gates:
@@ -67,9 +63,10 @@ class _Gates:
 
     def stop(self, job: JobRecord) -> Wait | Cancel | None:
         """What keeps the job; None when nothing does."""
-        waits = self._others(job)
-        if waits is not None:
-            return waits
+        if job.after or job.after_any or job.after_fail:
+            waits = self._others(job)
+            if waits is not None:
+                return waits
         if job.begin_at is not None and job.begin_at > self._now:
             begin = datetime.fromtimestamp(job.begin_at, UTC)
             message = f"is not to start before {begin:%Y-%m-%d %H:%M} UTC"
@@ -80,7 +77,9 @@ class _Gates:
 
     def _others(self, job: JobRecord) -> Wait | Cancel | None:
         if self._known is None:
-            self._known = {one.id: one for one in self._snapshot.jobs}
+            queued = self._snapshot.queued
+            self._known = dict(zip(queued.ids, queued.jobs, strict=True))
+            self._known.update((one.id, one) for one in self._snapshot.others)
         succeed, fail = frozenset(job.after), frozenset(job.after_fail)
         pending: list[str] = []
         for job_id in dict.fromkeys(waits_for(job)):

@@ -11,17 +11,18 @@ messages name nothing that changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import inf
+
+import numpy as np
 
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import WaitReason
 from superpipe_cluster.scheduling.backfill import keep_for
 from superpipe_cluster.scheduling.books import Books
 from superpipe_cluster.scheduling.curve import run_s
-from superpipe_cluster.scheduling.decisions import Wait
+from superpipe_cluster.scheduling.decisions import Wait, behind
 from superpipe_cluster.scheduling.device_books import UNLIMITED, DeviceBooks
-from superpipe_cluster.scheduling.order import Queue
+from superpipe_cluster.scheduling.queued import Flags, Integers, Queued
 from superpipe_cluster.scheduling.room import Room, by_preempting, by_shrinking, carry_out
 from superpipe_cluster.sizes import format_bytes
 
@@ -54,48 +55,50 @@ class Line:
         self.least_waiting = UNLIMITED
         self._look()
 
-    def run(self, queue: Queue) -> None:
+    def run(self, queued: Queued, line: Integers) -> None:
         """Give every job its turn.
 
         Once every device that could be is kept for somebody, only jobs that are small enough for what is free can still
         start. The others wait, all with the same words, and are not looked at: so a long line costs little.
+
+        Args:
+            queued: the jobs.
+            line: the places there of those in line, first one first.
         """
-        line = iter(queue.line)
-        least = min(queue.needs, default=0)
-        for place in line:
-            self._take(queue.jobs[place])
-            if self._most_unkept < least:
-                break
+        needs = queued.column("needs")[line]
+        least = int(needs.min(initial=UNLIMITED))
+        places: list[int] = line.tolist()
+        turn = 0
+        while turn < len(places) and self._most_unkept >= least:
+            self._take(queued.jobs[places[turn]])
+            turn += 1
         policy = self._books.policy
-        worded, small = self._worded(queue), self._small(queue)
-        behind: set[int] = set()
-        for place in line:
-            if place in worded or (place in small and self._denied < policy.backfill_depth):
-                self._take(queue.jobs[place])
-            elif len(self.front) < policy.forecast_depth:
-                self._waits(queue.jobs[place])
-                self.waits.append(_behind(queue.ids[place]))
+        worded = self._worded(queued, line, needs)
+        may_start = needs <= self._most_now
+        while turn < len(places) and len(self.front) < policy.forecast_depth:
+            place = places[turn]
+            if worded[turn] or (may_start[turn] and self._denied < policy.backfill_depth):
+                self._take(queued.jobs[place])
             else:
-                behind.add(place)
-        # As they were listed from here on: so they lie in memory, and no order matters any more.
-        self.waits += [_behind(job_id) for place, job_id in enumerate(queue.ids) if place in behind]
-        least_behind = min(
-            (needs for place, needs in enumerate(queue.needs) if place in behind), default=UNLIMITED
-        )
-        self.least_waiting = min(self.least_waiting, least_behind)
+                self._waits(queued.jobs[place])
+                self.waits.append(queued.behind[place])
+            turn += 1
+        passed_over = np.arange(len(places)) >= turn
+        for later in np.flatnonzero((worded | may_start) & passed_over):
+            if worded[later] or self._denied < policy.backfill_depth:
+                self._take(queued.jobs[places[later]])
+                passed_over[later] = False
+        # As they are listed from here on: so they lie in memory, and no order matters any more.
+        rest: list[int] = np.sort(line[passed_over]).tolist()
+        self.waits += [queued.behind[place] for place in rest]
+        self.least_waiting = min(self.least_waiting, int(needs[passed_over].min(initial=UNLIMITED)))
 
-    def _small(self, queue: Queue) -> set[int]:
-        """The places of all that are small enough for what is free."""
-        return {place for place, needs in enumerate(queue.needs) if needs <= self._most_now}
-
-    def _worded(self, queue: Queue) -> set[int]:
-        """The places of all that wait for something else than the others, and are told so."""
-        worded = {place for place, limit in enumerate(queue.limits) if limit is not None}
-        worded.update(place for place, needs in enumerate(queue.needs) if needs > self._largest)
+    def _worded(self, queued: Queued, line: Integers, needs: Integers) -> Flags:
+        """Who in line waits for something else than the others, and is told so."""
+        worded = queued.column("is_bounded")[line] | (needs > self._largest)
         if self._has_limits:
-            left = {user: self._books.quota_left(user) for user in set(queue.users)}
-            users_needs = zip(queue.users, queue.needs, strict=True)
-            worded.update(place for place, (user, needs) in enumerate(users_needs) if left[user] < needs)
+            left = [min(self._books.quota_left(user), UNLIMITED) for user in queued.users]
+            worded |= np.array(left, np.int64)[queued.column("user")[line]] < needs
         return worded
 
     def _take(self, job: JobRecord) -> None:
@@ -104,7 +107,7 @@ class Line:
             outcome = self._limited(job)
             if outcome is None:
                 self._waits(job)
-                outcome = _behind(job.id)
+                outcome = behind(job.id)
         else:
             outcome = self._turn(job)
         if isinstance(outcome, Wait):
@@ -125,7 +128,7 @@ class Line:
             return self._wait_in_front(job, first_for)
         self._denied += 1
         self._waits(job)
-        return _behind(job.id)
+        return behind(job.id)
 
     def _look(self) -> None:
         """Note the most that is free, and the largest device that is kept for nobody: what the next turn may find."""
@@ -309,7 +312,7 @@ class Line:
         """What the first in line for these devices waits for."""
         books = self._books
         if self._would_fit(job):
-            return _behind(job.id)
+            return behind(job.id)
         needs = f"needs {format_bytes(job.budget_min_bytes)}"
         with_bytes = [device for device in devices if device.room(job) >= job.budget_min_bytes]
         with_room = [device for device in with_bytes if self._has_room(device, job)]
@@ -334,12 +337,6 @@ class Line:
         free, all_of_it = format_bytes(max(best.room(job), 0)), format_bytes(best.capacity)
         message = f"{needs}; the most is free on {best.id}: {free} of {all_of_it}"
         return Wait(job.id, WaitReason.RESOURCES, message)
-
-
-@lru_cache(maxsize=1 << 15)
-def _behind(job_id: str) -> Wait:
-    """The wait of everybody who is not first in line. Always the same, so it is made once per job."""
-    return Wait(job_id, WaitReason.PRIORITY, "waits for the jobs ahead of it in the line")
 
 
 def _listed(ids: Sequence[str]) -> str:

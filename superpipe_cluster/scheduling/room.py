@@ -90,12 +90,14 @@ def by_shrinking(books: Books, device: DeviceBooks, job: JobRecord) -> Room | No
     """The cheapest way to let the job in by shrinking others; None when their floors do not allow it."""
     if device.link.soon < job.link_min_bytes_per_s or books.host.soon < job.host_bytes:
         return None
+    there = device.bytes.soon - device.kept_from(job)
+    can_be_there = there + sum(one.target - one.floor for one in device.holders if one.can_be_asked)
+    if job.budget_min_bytes > can_be_there:
+        return None
     needs = books.needs(device, job)
-    if needs is None:
+    if needs is None or needs > can_be_there:
         return None
-    missing = needs + device.kept_from(job) - device.bytes.soon
-    if missing > sum(one.target - one.floor for one in device.holders if one.can_be_asked):
-        return None
+    missing = needs - there
     shrinks, damage_s = cheapest(device.holders, missing, books.policy.horizon_s)
     room = Room(device, shrinks, damage_s=damage_s)
     return room if _may_start_in(books, room, job, needs) else None

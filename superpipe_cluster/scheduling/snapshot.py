@@ -6,16 +6,15 @@ Owns the immutable picture and the sums over it. Taking it from the store and th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import compress, count
-from operator import attrgetter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.scheduling.policy import DEFAULT, Policy
+from superpipe_cluster.scheduling.queued import Queued
 from superpipe_cluster.scheduling.windows import Window
-
-_NAMES = tuple(map(attrgetter, ("after", "after_any", "after_fail")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ class Snapshot:
 
     Args:
         now: unix seconds by the store's clock.
-        jobs: all that have not ended, and those of the ended ones that a waiting job names in `after...`.
+        queued: the jobs that are queued, whatever they wait for.
+        others: all others that have not ended, and those of the ended ones that a waiting job names in `after...`.
         devices: all that may be used.
         host_free_bytes: RAM for host copies that is not promised yet. A job that starts is promised its
             `host_bytes` long before it has used them, so this is a ledger's figure, not a reading.
@@ -72,7 +72,8 @@ class Snapshot:
     """
 
     now: float
-    jobs: tuple[JobRecord, ...]
+    queued: Queued
+    others: tuple[JobRecord, ...]
     devices: tuple[DeviceView, ...]
     host_free_bytes: int
     usage: Mapping[str, float] = field(default_factory=dict[str, float])
@@ -107,22 +108,15 @@ class Snapshot:
             wall: as in the snapshot.
             policy: as in the snapshot.
         """
-        # Field by field, see [Note: column by column] in `order.py`.
-        states = [record.state for record in records]
-        naming = {place for field in _NAMES for place in compress(count(), map(field, records))}
-        named = {
-            job_id for place in naming if states[place].is_waiting for job_id in waits_for(records[place])
-        }
-        others = [place for place, state in enumerate(states) if state is not JobState.QUEUED]
-        promised = sum(records[place].host_bytes for place in others if states[place].holds_device)
-        ended = {place for place in others if states[place].is_terminal and records[place].id not in named}
-        if ended:
-            records = [record for place, record in enumerate(records) if place not in ended]
+        queued = Queued.of(record for record in records if record.state is JobState.QUEUED)
+        others = [record for record in records if record.state is not JobState.QUEUED]
+        named = named_by(queued, others)
         return Snapshot(
             now=now,
-            jobs=tuple(records),
+            queued=queued,
+            others=tuple(one for one in others if not one.state.is_terminal or one.id in named),
             devices=tuple(devices),
-            host_free_bytes=host_usable_bytes - promised,
+            host_free_bytes=host_usable_bytes - promised_host_bytes(others),
             usage=usage or {},
             quotas=quotas or {},
             windows=windows or {},
@@ -130,19 +124,42 @@ class Snapshot:
             policy=policy,
         )
 
+    @property
+    def jobs(self) -> tuple[JobRecord, ...]:
+        """All of them."""
+        return (*self.queued.jobs, *self.others)
+
+    def with_jobs(self, jobs: Iterable[JobRecord]) -> Snapshot:
+        """The same moment with other jobs."""
+        jobs = list(jobs)
+        queued = [job for job in jobs if job.state is JobState.QUEUED]
+        others = tuple(job for job in jobs if job.state is not JobState.QUEUED)
+        return replace(self, queued=Queued.of(queued), others=others)
+
     def used_bytes(self, device_id: str) -> int:
         """What is promised on a device, whether its jobs use it or not."""
         return sum(
             record.promised_bytes
-            for record in self.jobs
+            for record in self.others
             if record.device == device_id and record.state.holds_device
         )
 
     def host_usable_bytes(self) -> int:
         """RAM for the host copies of all jobs together: what an empty cluster has."""
-        return self.host_free_bytes + sum(job.host_bytes for job in self.jobs if job.state.holds_device)
+        return self.host_free_bytes + promised_host_bytes(self.others)
 
 
 def waits_for(record: JobRecord) -> tuple[str, ...]:
     """The ids of all jobs whose end the job waits for, in one way or another."""
     return (*record.after, *record.after_any, *record.after_fail)
+
+
+def named_by(queued: Queued, others: Iterable[JobRecord]) -> set[str]:
+    """The ids of all jobs whose end a waiting job waits for."""
+    gated = [queued.jobs[place] for place in np.flatnonzero(queued.column("is_gated")).tolist()]
+    return {job_id for record in (*gated, *others) if record.state.is_waiting for job_id in waits_for(record)}
+
+
+def promised_host_bytes(records: Iterable[JobRecord]) -> int:
+    """RAM that is promised for the host copies of those that hold a device."""
+    return sum(record.host_bytes for record in records if record.state.holds_device)

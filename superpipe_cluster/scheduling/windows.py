@@ -176,6 +176,7 @@ class Hours:
         self._windows = windows
         self._wall = wall
         self._open = {name: window.is_open(wall) for name, window in windows.items()}
+        self._openings: dict[str, tuple[float, str] | None] = {}
         #: The closed window that keeps the most bytes for interactive jobs; None when none keeps any.
         self.keeper = max(
             (one for name, one in windows.items() if not self._open[name] and one.interactive_floor_bytes),
@@ -193,6 +194,10 @@ class Hours:
 
     def opening(self, name: str) -> tuple[float, str] | None:
         """In how many seconds a closed window opens, and that moment as its clock shows it; None if it is unknown."""
-        window = self._windows.get(name)
-        at = window.next_opening(self._wall) if window is not None else None
-        return None if window is None or at is None else (at - self._wall, window.says(at))
+        if name not in self._openings:
+            window = self._windows.get(name)
+            at = window.next_opening(self._wall) if window is not None else None
+            self._openings[name] = (
+                None if window is None or at is None else (at - self._wall, window.says(at))
+            )
+        return self._openings[name]

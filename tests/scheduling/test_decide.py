@@ -153,7 +153,8 @@ def test_a_snapshot_is_taken_of_what_matters() -> None:
         running("4", "cpu:0", 3, host_bytes=30),
     ]
     taken = snapshot(*records, host=100)
-    assert [one.id for one in taken.jobs] == ["1", "3", "4"]
+    assert taken.queued.ids == ["3"]
+    assert [one.id for one in taken.others] == ["1", "4"]
     assert (taken.host_free_bytes, taken.host_usable_bytes(), taken.used_bytes("cpu:0")) == (70, 100, 3)
 
 

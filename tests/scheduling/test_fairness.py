@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from scheduling.situations import (
     NOW,
     all_waits,
@@ -26,9 +28,10 @@ DAY_S = 86_400.0
 
 def line(*jobs: JobRecord, **fields: object) -> list[str]:
     """The ids in line, first one first."""
-    queued = [one for one in jobs if one.state == "QUEUED"]
+    picture = snapshot(*jobs, **fields)
     holding = [one for one in jobs if one.state.holds_device]
-    return [one.id for one in in_line(queued, holding, snapshot(*jobs, **fields)).first_first()]
+    everybody = np.arange(len(picture.queued))
+    return [picture.queued.ids[place] for place in in_line(everybody, holding, picture)]
 
 
 # ---- the line -----------------------------------------------------------------------------------------

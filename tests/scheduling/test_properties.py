@@ -6,6 +6,7 @@ import copy
 import random
 from dataclasses import replace
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,7 +94,7 @@ def test_the_same_cluster_gets_the_same_decisions_in_whatever_order_it_is_listed
     jobs, devices = list(snapshot.jobs), list(snapshot.devices)
     shuffler.shuffle(jobs)
     shuffler.shuffle(devices)
-    shuffled = replace(snapshot, jobs=tuple(jobs), devices=tuple(devices))
+    shuffled = replace(snapshot.with_jobs(jobs), devices=tuple(devices))
     assert sorted(decide(shuffled), key=str) == sorted(first, key=str)
 
 
@@ -110,11 +111,10 @@ def test_the_first_in_line_does_not_wait_for_what_is_free(world: World) -> None:
         device.id: device.capacity_bytes - world.snapshot().used_bytes(device.id) for device in world.devices
     }
     host = world.snapshot().host_free_bytes
+    everybody = np.arange(len(snapshot.queued))
     in_front = [
         one
-        for one in in_line(
-            [one for one in snapshot.jobs if one.state is JobState.QUEUED], [], snapshot
-        ).first_first()
+        for one in (snapshot.queued.jobs[place] for place in in_line(everybody, [], snapshot))
         if isinstance(wait := by_job.get(one.id), Wait)
         and wait.reason in (WaitReason.RESOURCES, WaitReason.PRIORITY, WaitReason.HOST_MEMORY)
     ]

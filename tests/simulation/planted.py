@@ -253,7 +253,7 @@ def _settled(
             update={"budget_bytes": counted, "charged_bytes": counted, "budget_asked_bytes": None}
         )
 
-    return honest(replace(snapshot, jobs=tuple(map(seen, snapshot.jobs))))
+    return honest(snapshot.with_jobs(map(seen, snapshot.jobs)))
 
 
 def _unlimited(honest: Callable[[Snapshot], list[Decision]], snapshot: Snapshot) -> list[Decision]:
