@@ -3,9 +3,9 @@
     python bench/scheduler.py [--quick] [--out FOLDER]
 
 `decide` is called by itself, on pictures of up to 10,000 waiting and 100 running jobs, each taken after some of them
-have changed; a picture's time is given beside it. All else goes through the HTTP door of a real head in a process of its
-own (its tick, its service, its store) over a real Redis; only workers are names that report and do no work, so that what
-is measured is the head's. The client is the one people have.
+have changed; a picture's time is given beside it. All else goes through the HTTP door of a real head in a process of
+its own (its tick, its service, its store) over a real Redis; only workers are names that report and do no work, so
+that what is measured is the head's. The client is the one people have.
 """
 
 from __future__ import annotations
