@@ -14,7 +14,7 @@ from itertools import zip_longest
 from typing import Literal
 
 import click
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.text import Text
 
 _ELLIPSIS = "…"
@@ -151,5 +151,8 @@ def _folded(text: str, width: int) -> list[str]:
         return [text]
     folded: list[str] = []
     for line in text.split("\n"):
-        folded += textwrap.wrap(line, width, break_on_hyphens=False) or [""]
-    return folded or [""]
+        for piece in textwrap.wrap(line, width, break_on_hyphens=False) or [""]:
+            # `textwrap` counts characters, of which some take two columns.
+            narrow = [piece] if _length(piece) <= width else filter(None, chop_cells(piece, width))
+            folded += [_cut(part, width) for part in narrow]
+    return folded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.text import Text
@@ -84,6 +84,7 @@ some_columns = st.lists(
         lambda found: st.tuples(st.just(found), st.lists(st.tuples(*[words] * len(found)), max_size=4))
     )
 )
+@example(([Column("", narrow="fold"), Column("")], [("0" * 20 + "\u2e80" * 30, "1" * 9)]))
 def test_no_line_is_longer_than_there_is_room(made: tuple[list[Column], list[tuple[str, ...]]]) -> None:
     columns, rows = made
     for line in lines(columns, rows, 60):
