@@ -80,7 +80,7 @@ def main(job: Job) -> None:
     check_packing(asked.data, model)
     with (
         Curves(settings.report_to, job.output, name=job.name, run=f"{job.name}-{job.id}") as curves,
-        job.stream(model, weights=weights, host=asked.host) as streamer,
+        job.stream(model, weights=weights) as streamer,
     ):
         where = "on_host" if settings.optimizer_on == "host" else "on_device"
         optimizer = make_optimizer(

@@ -211,7 +211,7 @@ def probe(job: GenerateJob) -> Probe:
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
     model = build_model(job.model, config, weights=False)
-    model.eval()
+    model.eval().requires_grad_(False)
     encoded = [tokenizer.encode(prompt) or [0] for prompt in read_prompts(settings.prompts)]
     packed = packable(model)
     if packed is not None:

@@ -153,7 +153,7 @@ def probe(job: ServeJob) -> Probe:
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
     model = build_model(job.model, config, CLASSES[job.serve.task], weights=False)
-    model.eval()
+    model.eval().requires_grad_(False)
     packed = Packed(model, exact=job.serve.exact)
     limits = limits_of(job.serve, config, packed.first_place)
     engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits)

@@ -150,7 +150,7 @@ class Job:
             "k_prime": asked.k_prime,
             "policy": asked.policy,
             "activations": asked.activations,
-            "host": self.spec.resources.host,
+            "host": self.spec.host,
             "host_folder": self._folder.root,
         }
         chosen = {**defaults, **options}

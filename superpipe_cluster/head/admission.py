@@ -145,7 +145,7 @@ def _budget(job: JobSpec, plan: Plan | None) -> tuple[int, int]:
 
 def _host(job: JobSpec, plan: Plan | None, total_bytes: int) -> int:
     asked = job.resources.host_memory_bytes
-    planned = plan.host_bytes if plan is not None else 0
+    planned = 0 if plan is None else plan.disk_host_bytes if job.host == "disk" else plan.host_bytes
     needed = planned if asked is None else asked
     if needed > total_bytes:
         raise HostMemoryTooSmall(

@@ -16,6 +16,7 @@ from superpipe_cluster.errors import BadInput, NotFound
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.machine import Device
+from superpipe_cluster.scheduling.host_books import promised
 from superpipe_cluster.scheduling.policy import DEFAULT, Policy
 from superpipe_cluster.scheduling.queued import Queued
 from superpipe_cluster.scheduling.snapshot import (
@@ -23,7 +24,6 @@ from superpipe_cluster.scheduling.snapshot import (
     Quota,
     Snapshot,
     named_by,
-    promised_host_bytes,
 )
 from superpipe_cluster.scheduling.usage import UsageBook
 from superpipe_cluster.scheduling.windows import Window
@@ -96,7 +96,8 @@ class Camera:
             queued=self._queued,
             others=tuple(others.values()),
             devices=tuple(map(self._view, self._devices)),
-            host_free_bytes=self._host_usable_bytes() - promised_host_bytes(others.values()),
+            host_free_bytes=self._host_usable_bytes()
+            - promised(one for one in others.values() if one.state.holds_device),
             usage=self._book.totals(self._others.values(), now) if self._book is not None else {},
             quotas=quotas(settings),
             windows=windows(settings),

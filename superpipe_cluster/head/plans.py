@@ -107,7 +107,7 @@ def _key(job: JobSpec, program: Path, cuda: bool, device: PlannedDevice | None) 
     work = {name: value for name, value in spec.dump(job).items() if name not in _BESIDE}
     if b"array_index" not in text:
         work["params"] = {name: value for name, value in job.params.items() if name != "array_index"}
-    said = [work, cuda, None if device is None else asdict(device), [_stamp(path) for path in _read_by(job)]]
+    said = [work, cuda, None if device is None else asdict(device), [stamp(path) for path in _read_by(job)]]
     return hashlib.sha256(text + b"\0" + json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
@@ -120,7 +120,7 @@ def _read_by(job: JobSpec) -> list[Path]:
     return [path for text in named if text is not None and (path := Path(text)).is_absolute()]
 
 
-def _stamp(path: Path) -> list[Any]:
+def stamp(path: Path) -> list[Any]:
     """What changes when the file does, or one of the folder's files."""
     try:
         files = sorted(path.iterdir()) if path.is_dir() else [path]

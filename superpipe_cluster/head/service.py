@@ -46,6 +46,7 @@ from superpipe_cluster.head.rules import Rules, quota_views, window_views
 from superpipe_cluster.head.submission import Submission
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.machine import HostMemory
+from superpipe_cluster.scheduling.host_books import promised
 from superpipe_cluster.scheduling.policy import DEFAULT
 from superpipe_cluster.spec import JobSpec
 from superpipe_cluster.store.interface import JobStore, StoredEvent, User, hash_token
@@ -279,7 +280,7 @@ class HeadService:
         return HostView(
             total_bytes=memory.total_bytes,
             available_bytes=memory.available_bytes,
-            used_by_jobs_bytes=sum(record.host_bytes for record in holders),
+            used_by_jobs_bytes=promised(holders),
         )
 
     # ---- rules -----------------------------------------------------------------------------------------

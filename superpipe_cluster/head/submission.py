@@ -29,6 +29,7 @@ from superpipe_cluster.head.home import Home
 from superpipe_cluster.head.outlook import Outlook
 from superpipe_cluster.head.plans import Planner
 from superpipe_cluster.head.rules import Rules
+from superpipe_cluster.head.shared_copies import shared_copy_of
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.machine import Device
@@ -240,6 +241,7 @@ class Submission:
         require_quota(job, needs, self._rules.quotas().get(user.name))
         output = job.output if job.output is None or index is None else str(Path(job.output) / str(index))
         behind = self._behind(asked)
+        shared_copy, shared_bytes = shared_copy_of(job, plan)
         return JobRecord(
             id=job_id,
             name=job.name,
@@ -271,6 +273,8 @@ class Submission:
             may_grow=job.elastic.grow,
             curve=_curve(plan),
             host_bytes=needs.host_bytes,
+            shared_bytes=shared_bytes,
+            shared_copy=shared_copy,
             model_bytes=plan.model_bytes if plan is not None else 0,
             units=plan.units if plan is not None else None,
             steps=getattr(getattr(job, "train", None), "steps", None),

@@ -117,8 +117,11 @@ class JobRecord(BaseModel):
     curve: tuple[tuple[int, float, int], ...] = ()
     #: Bytes per second of the link that it needs to stay within its `max_slowdown`; 0 when it promised none.
     link_min_bytes_per_s: int = 0
-    #: RAM for the host copy of its model.
+    #: RAM for the host copy of its model. Of this, `shared_bytes` are frozen weights in one copy for all jobs that name
+    #: the same `shared_copy` (None: nothing is shared).
     host_bytes: int = 0
+    shared_bytes: int = 0
+    shared_copy: str | None = None
     #: Weights of the whole model.
     model_bytes: int = 0
 

@@ -23,7 +23,8 @@ class ForecastRow:
         k: most units that the budget can hold.
         k_prime: units per transfer batch.
         peak_bytes: most device bytes in use at any moment.
-        host_bytes: host memory of the master copies.
+        host_bytes: host memory of the master copies, and of what waits there beside them.
+        copies_bytes: of this, the master copies.
         link_bytes_per_step: both directions.
         loads_per_step: times that a unit's weights are brought.
         step_s: seconds of a step, once the order is learned.
@@ -41,6 +42,7 @@ class ForecastRow:
     step_s: float
     slowdown: float
     bound: Literal["compute", "link"]
+    copies_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def _between(low: ForecastRow, high: ForecastRow, budget_bytes: int) -> Forecast
         budget_bytes=budget_bytes,
         peak_bytes=int(mean(low.peak_bytes, high.peak_bytes)),
         host_bytes=int(mean(low.host_bytes, high.host_bytes)),
+        copies_bytes=int(mean(low.copies_bytes, high.copies_bytes)),
         link_bytes_per_step=int(mean(low.link_bytes_per_step, high.link_bytes_per_step)),
         loads_per_step=mean(low.loads_per_step, high.loads_per_step),
         step_s=mean(low.step_s, high.step_s),

@@ -52,6 +52,8 @@ class PlannedDevice:
     capacity_bytes: int | None = None
 
 
+#: Buffers through which everything passes that waits on a disk: `homes/staging.py` has them in both directions.
+STAGING_BYTES = 16 << 20
 #: This part of the smallest workable budget is added to it.
 _SPARE = 50
 
@@ -68,6 +70,7 @@ class Plan:
         streamed_bytes: weights, gradients and optimizer state of all units.
         overhead_bytes: what the device itself takes (a CUDA context).
         forecast: bytes and seconds by budget; None in plans of an older version.
+        frozen_bytes: of each unit, the weights that are not trained.
     """
 
     unit_bytes: tuple[int, ...]
@@ -77,6 +80,7 @@ class Plan:
     streamed_bytes: int
     overhead_bytes: int = 0
     forecast: Forecast | None = None
+    frozen_bytes: tuple[int, ...] = ()
 
     @property
     def units(self) -> int:
@@ -117,6 +121,13 @@ class Plan:
         rows = () if self.forecast is None else self.forecast.rows
         return max(self.streamed_bytes, *(row.host_bytes for row in rows), 0) + self.resident_bytes
 
+    @property
+    def disk_host_bytes(self) -> int:
+        """The same where the master copies are in a file."""
+        rows = () if self.forecast is None else self.forecast.rows
+        beside = max((row.host_bytes - row.copies_bytes for row in rows), default=0)
+        return beside + self.resident_bytes + STAGING_BYTES
+
     def k(self, budget_bytes: int) -> int:
         """Units whose weights a budget can hold at once (0 below the floor)."""
         room, count = budget_bytes - self._always_bytes, 0
@@ -148,6 +159,7 @@ class Plan:
             **{
                 **fields,
                 "unit_bytes": tuple(fields["unit_bytes"]),
+                "frozen_bytes": tuple(fields.get("frozen_bytes", ())),
                 "forecast": Forecast.from_dict(forecast) if forecast else None,
             }
         )

@@ -114,6 +114,7 @@ class Planner:
             k_prime=run.k_prime,
             peak_bytes=run.peak_bytes,
             host_bytes=run.host_bytes,
+            copies_bytes=run.copies_bytes,
             link_bytes_per_step=round(run.link_bytes),
             loads_per_step=run.loads,
             step_s=run.step_s * self._corrected,

@@ -42,6 +42,7 @@ def plan_of(trace: Trace, *, cuda: bool, forecast: Forecast | None = None) -> Pl
         streamed_bytes=sum(together),
         overhead_bytes=CONTEXT_BYTES if cuda else 0,
         forecast=forecast,
+        frozen_bytes=tuple(_weights_bytes(trace, unit, frozen=True) for unit in range(len(trace.units))),
     )
 
 
@@ -64,11 +65,13 @@ def forecast_on(trace: Trace, device: PlannedDevice, terms: Terms, also: Sequenc
     return Planner(trace, known, link_bytes_per_s=declared, terms=terms, host=host).forecast(also=also)
 
 
-def _weights_bytes(trace: Trace, unit: int) -> int:
+def _weights_bytes(trace: Trace, unit: int, *, frozen: bool = False) -> int:
+    """Bytes of a slab of the unit's weights, or of those that are not trained."""
     meta = torch.device("meta")
     tensors = {
         one.name: torch.empty_strided(one.size, one.stride, dtype=one.dtype, device=meta)
         for one in trace.units[unit].parameters
+        if not (frozen and one.trainable)
     }
     return Slab(0, "weights", tensors, meta).nbytes
 

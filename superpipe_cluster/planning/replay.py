@@ -55,7 +55,8 @@ class Replayed:
         k: most units that the budget can hold.
         k_prime: units per batch.
         peak_bytes: most device bytes in use at any moment, first step included.
-        host_bytes: host memory of the master copies.
+        host_bytes: host memory of the master copies, and of what waits there beside them.
+        copies_bytes: of this, the master copies.
         link_bytes: bytes over the link, both directions, in a step.
         loads: times that a unit's weights were brought, in a step.
         step_s: seconds of a step.
@@ -67,6 +68,7 @@ class Replayed:
     k_prime: int
     peak_bytes: int
     host_bytes: int
+    copies_bytes: int
     link_bytes: float
     loads: float
     step_s: float
@@ -260,6 +262,7 @@ def replay(trace: Trace, conditions: Conditions, budget_bytes: int | None) -> Re
         k_prime=run.k_prime,
         peak_bytes=device.peak_bytes(),
         host_bytes=run.host_bytes,
+        copies_bytes=engine.host_bytes,
         link_bytes=link_bytes,
         loads=loads,
         step_s=step_s,

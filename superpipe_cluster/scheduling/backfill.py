@@ -40,7 +40,7 @@ def keep_for(books: Books, devices: Sequence[DeviceBooks], job: JobRecord) -> fl
         elif best is None or (shadow.until, device.id) < best[:2]:
             best = shadow.until, device.id, device, shadow
     if best is None:
-        host_left = max(books.host.now - job.host_bytes, 0)
+        host_left = max(books.host.now - books.host.needs(job), 0)
         books.keep(unknown, Shadow(None, 0, 0, 0, host_left))
         return None
     until, _, device, shadow = best
@@ -54,7 +54,7 @@ def _shadow(books: Books, device: DeviceBooks, job: JobRecord, ends: Sequence[En
     """The earliest moment at which the job fits on the device, and what is left beside it; None if unknown."""
     size, spare = device.bytes.soon - device.kept_from(job), device.reclaimable
     link = device.link.soon - job.link_min_bytes_per_s
-    host = books.host.soon - job.host_bytes
+    host = books.host.soon - books.host.needs(job)
     at, relieved, strain = books.now, 0, device.strain
 
     def fit() -> tuple[int, int] | None:
@@ -70,7 +70,7 @@ def _shadow(books: Books, device: DeviceBooks, job: JobRecord, ends: Sequence[En
         if left is not None and link >= 0 and host >= 0:
             break
         at = end.at
-        host += end.host
+        host += end.frees(job)
         if end.device is device:
             size, spare = size + end.size, spare - end.spare
             relieved, strain = relieved + end.traffic, strain - end.strain
@@ -97,7 +97,7 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
     heapify(ends)
     starts: dict[str, float] = {}
     for job in line:
-        needs_link = job.link_min_bytes_per_s
+        needs_link, host_bytes = job.link_min_bytes_per_s, books.host.needs(job)
         able = [device for device in books.devices if device.could_ever(job)]
         while True:
             fitting = [
@@ -105,7 +105,7 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
                 for device in able
                 if (room := free[device.id] - device.kept_from(job)) >= job.budget_min_bytes
                 and link[device.id] >= needs_link
-                and host >= job.host_bytes
+                and host >= host_bytes
                 and (needs := books.needs(device, job, relieved[device.id])) is not None
                 and room >= needs
             ]
@@ -113,7 +113,7 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
                 break
             end_at, _, end = heappop(ends)
             at = max(at, end_at)
-            host += end.host
+            host += end.frees()
             if end.device is not None:
                 free[end.device.id] += end.size - end.spare
                 link[end.device.id] += end.link
@@ -126,11 +126,15 @@ def likely_starts(books: Books, line: Sequence[JobRecord]) -> dict[str, float]:
         link[chosen] -= needs_link
         use = device.use(job, needs)
         relieved[chosen] -= use
-        host -= job.host_bytes
+        host -= host_bytes
         end_at = at + run_s(job)
         if not isinf(end_at):
             heappush(
                 ends,
-                (end_at, next(number), End(end_at, needs, 0, needs_link, use, 0, job.host_bytes, device)),
+                (
+                    end_at,
+                    next(number),
+                    End(end_at, needs, 0, needs_link, use, 0, host_bytes, device, None, 0),
+                ),
             )
     return starts

@@ -6,7 +6,7 @@ something writes it down here at once, so that the next one sees it. Nothing out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from superpipe_cluster.lifecycle.record import JobRecord
@@ -18,10 +18,10 @@ from superpipe_cluster.scheduling.device_books import (
     UNLIMITED,
     DeviceBooks,
     Holder,
-    Pool,
     Shadow,
     is_leaving,
 )
+from superpipe_cluster.scheduling.host_books import HostBooks, own_bytes
 from superpipe_cluster.scheduling.snapshot import Snapshot
 from superpipe_cluster.scheduling.windows import Hours
 
@@ -36,8 +36,10 @@ class End(NamedTuple):
         link: bytes per second of its link that it was promised.
         traffic: bytes per second that it is likely to use of it.
         strain: how many more if it were asked for all that it can spare.
-        host: RAM for host copies.
+        host: RAM for host copies, of its own.
         device: where.
+        copy: the shared copy that it is the last one to use; None for none.
+        copy_bytes: the size of that.
     """
 
     at: float
@@ -48,6 +50,13 @@ class End(NamedTuple):
     strain: int
     host: int
     device: DeviceBooks | None
+    copy: str | None
+    copy_bytes: int
+
+    def frees(self, newcomer: JobRecord | None = None) -> int:
+        """RAM that comes back; a copy that `newcomer` needs stays."""
+        stays = self.copy is None or (newcomer is not None and newcomer.shared_copy == self.copy)
+        return self.host if stays else self.host + self.copy_bytes
 
 
 class Books:
@@ -59,7 +68,7 @@ class Books:
         hours: its windows.
     """
 
-    def __init__(self, snapshot: Snapshot, holding: Iterable[JobRecord], hours: Hours) -> None:
+    def __init__(self, snapshot: Snapshot, holding: Collection[JobRecord], hours: Hours) -> None:
         self.now = snapshot.now
         self.policy = snapshot.policy
         self.quotas = snapshot.quotas
@@ -71,8 +80,8 @@ class Books:
             DeviceBooks(view, min(floor, max(view.capacity_bytes, 0)), self.policy.link_crowd)
             for view in views
         ]
-        self.host = Pool(snapshot.host_free_bytes)
-        self.host_usable = snapshot.host_free_bytes
+        leaving = [job for job in holding if is_leaving(job)]
+        self.host = HostBooks(snapshot.host_free_bytes, holding, leaving)
         #: Shadows of jobs that wait, also those for host memory alone.
         self.shadows: list[Shadow] = []
         self.user_bytes: dict[str, int] = {}
@@ -99,9 +108,6 @@ class Books:
         holder = Holder(job, device, promised, target, floor, ends_at(job, self.now), is_askable)
         self.holders.append(holder)
         self._count_job(job, promised)
-        self.host_usable += job.host_bytes
-        if leaves:
-            self.host.coming += job.host_bytes
         if device is None:
             return
         device.holders.append(holder)
@@ -142,8 +148,8 @@ class Books:
         """Give a waiting job the bytes that it needs there."""
         device.bytes.free -= size
         device.link.free -= job.link_min_bytes_per_s
-        self.host.free -= job.host_bytes
         self._place(job, device, size)
+        self.host.take(job)
 
     def top_up(self, job: JobRecord, device: DeviceBooks, more: int) -> None:
         """Give a job that starts more than its guaranteed bytes."""
@@ -155,8 +161,8 @@ class Books:
         """Set aside what a waiting job needs there: it starts as soon as that is free."""
         device.bytes.claimed += size
         device.link.claimed += job.link_min_bytes_per_s
-        self.host.claimed += job.host_bytes
         self._place(job, device, size)
+        self.host.claim(job)
 
     def keep(self, devices: Iterable[DeviceBooks], shadow: Shadow) -> None:
         """Keep what the first one in line for these devices needs."""
@@ -195,7 +201,7 @@ class Books:
         self._ends = None
         holder.is_preempted, holder.can_be_asked = True, False
         holder.why, holder.for_job = why, for_job
-        self.host.coming += holder.job.host_bytes
+        self.host.leave(holder.job)
         if holder.device is not None:
             holder.device.bytes.coming += holder.target
             holder.device.link.coming += holder.job.link_min_bytes_per_s
@@ -215,8 +221,8 @@ class Books:
     def ends(self) -> Sequence[End]:
         """What comes back when, soonest first, those who have just been placed or promised a place included."""
         if self._ends is None:
-            there = (_end_of(one) for one in self.holders if not one.is_leaving)
-            self._ends = sorted([*there, *self._placed], key=_when)
+            there = (_end_of_holder(one) for one in self.holders if not one.is_leaving)
+            self._ends = _each_copy_once(sorted([*there, *self._placed], key=_when))
         return self._ends
 
     def _place(self, job: JobRecord, device: DeviceBooks, size: int) -> None:
@@ -225,11 +231,11 @@ class Books:
         device.resized(job, 0, size)
         self._count_job(job, size)
         self._ends = None
-        self._placed.append(End(end, size, 0, job.link_min_bytes_per_s, use, 0, job.host_bytes, device))
+        self._placed.append(_end_of(job, device, size, end, use))
         if device.shadow is not None:
             device.shadow.take_device(job, size, use, end)
         for shadow in self.shadows:
-            shadow.take_host(job, end)
+            shadow.take_host(self.host.needs(job), end)
 
     def _count_job(self, job: JobRecord, size: int) -> None:
         self.user_bytes[job.user] = self.user_bytes.get(job.user, 0) + size
@@ -237,11 +243,35 @@ class Books:
             self.tasks[job.array] = self.tasks.get(job.array, 0) + 1
 
 
-def _end_of(one: Holder) -> End:
+def _end_of(
+    job: JobRecord,
+    device: DeviceBooks | None,
+    size: int,
+    at: float,
+    use: int,
+    spare: int = 0,
+    strain: int = 0,
+) -> End:
+    link, copy, copy_bytes = job.link_min_bytes_per_s, job.shared_copy, job.shared_bytes
+    return End(at, size, spare, link, use, strain, own_bytes(job), device, copy, copy_bytes)
+
+
+def _end_of_holder(one: Holder) -> End:
     device, job = one.device, one.job
     use, strain = (device.use(job, one.target), device.strain_of(one)) if device is not None else (0, 0)
-    spare, link = one.target - one.floor, job.link_min_bytes_per_s
-    return End(one.ends_at, one.target, spare, link, use, strain, job.host_bytes, device)
+    return _end_of(job, device, one.target, one.ends_at, use, one.target - one.floor, strain)
+
+
+def _each_copy_once(ends: list[End]) -> list[End]:
+    """A shared copy's bytes come back with the last of those who use it."""
+    seen: set[str] = set()
+    for place in range(len(ends) - 1, -1, -1):
+        copy = ends[place].copy
+        if copy in seen:
+            ends[place] = ends[place]._replace(copy=None)
+        elif copy is not None:
+            seen.add(copy)
+    return ends
 
 
 def _when(end: End) -> float:

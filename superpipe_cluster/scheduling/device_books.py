@@ -9,11 +9,6 @@ others slower by more than it gets done. So a newcomer starts with more than its
 otherwise, and waits where no budget helps. The first job of a user who has nothing running may crowd it by one link
 more, so that two jobs of one user do not keep everybody else out; an interactive one is let in all the same: somebody
 sits waiting for it.
-
-[Note: free, coming, claimed] `free` was promised to nobody. `coming` is still promised to somebody who has been asked
-to give it back, and becomes free when they have. `claimed` is the part of both that is set aside for jobs in the line
-that are being made room for. What a job may take at once is free and not claimed; claims are met from what is
-coming first.
 """
 
 from __future__ import annotations
@@ -24,6 +19,7 @@ from dataclasses import dataclass
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
 from superpipe_cluster.scheduling.curve import falls, least_within, left_s, link_use
+from superpipe_cluster.scheduling.pool import Pool
 from superpipe_cluster.scheduling.snapshot import DeviceView
 
 #: The class whose jobs may take what a window keeps for interactive ones.
@@ -33,25 +29,6 @@ UNLIMITED = 1 << 62
 
 #: Where a worker can be asked for another budget; elsewhere its bytes stay as they are.
 ASKABLE = (JobState.RUNNING, JobState.PAUSED)
-
-
-@dataclass(slots=True)
-class Pool:
-    """One thing that jobs are promised parts of. See [Note: free, coming, claimed]."""
-
-    free: int
-    coming: int = 0
-    claimed: int = 0
-
-    @property
-    def soon(self) -> int:
-        """What is there once everybody has given back what they were asked for; below 0: too much is promised."""
-        return self.free + self.coming - self.claimed
-
-    @property
-    def now(self) -> int:
-        """What may be given away at once."""
-        return min(self.free, self.free + self.coming - self.claimed)
 
 
 @dataclass(slots=True, eq=False)
@@ -120,9 +97,9 @@ class Shadow:
     traffic_left: int
     host_left: int
 
-    def lets_host(self, job: JobRecord, end: float) -> bool:
-        """Whether the job may take its host memory and delays nobody by that."""
-        return not job.host_bytes or self._is_over(end) or job.host_bytes <= self.host_left
+    def lets_host(self, size: int, end: float) -> bool:
+        """Whether a job may take so much host memory and delays nobody by that."""
+        return not size or self._is_over(end) or size <= self.host_left
 
     def lets_device(self, job: JobRecord, size: int, use: int, end: float) -> bool:
         """Whether the job may take `size` bytes of the device, use the link for so much, and delays nobody by that."""
@@ -132,10 +109,10 @@ class Shadow:
             and (use <= self.traffic_left or not use)
         )
 
-    def take_host(self, job: JobRecord, end: float) -> None:
-        """Count what the job takes of what was left beside the first one."""
+    def take_host(self, size: int, end: float) -> None:
+        """Count what a job takes of what was left beside the first one."""
         if not self._is_over(end):
-            self.host_left -= job.host_bytes
+            self.host_left -= size
 
     def take_device(self, job: JobRecord, size: int, use: int, end: float) -> None:
         """Count what the job takes of what was left beside the first one."""

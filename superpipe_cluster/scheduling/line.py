@@ -163,8 +163,8 @@ class Line:
     def _never(self, job: JobRecord) -> Wait | None:
         """The wait of a job that the cluster is too small for as it is now; it keeps nothing."""
         books, needs = self._books, job.budget_min_bytes
-        if job.host_bytes > books.host_usable:
-            copy, all_of_it = format_bytes(job.host_bytes), format_bytes(books.host_usable)
+        if job.host_bytes > books.host.usable:
+            copy, all_of_it = format_bytes(job.host_bytes), format_bytes(books.host.usable)
             message = f"its host copy needs {copy} of RAM; all jobs together may use {all_of_it}"
             return Wait(job.id, WaitReason.HOST_MEMORY, message)
         if any(device.could_ever(job) for device in books.devices):
@@ -192,10 +192,11 @@ class Line:
     def _start(self, job: JobRecord) -> tuple[DeviceBooks, int] | None:
         """Start the job where the fewest bytes are left over, if that is somewhere, and delays nobody."""
         books = self._books
-        if job.host_bytes > books.host.now and job.host_bytes:
+        host_bytes = books.host.needs(job)
+        if host_bytes > books.host.now and host_bytes:
             return None
         end = books.now + run_s(job) if books.shadows else inf
-        if not all(shadow.lets_host(job, end) for shadow in books.shadows):
+        if not all(shadow.lets_host(host_bytes, end) for shadow in books.shadows):
             return None
         best: tuple[int, str, DeviceBooks, int] | None = None
         for device in books.devices:
@@ -220,10 +221,11 @@ class Line:
 
     def _is_first_for_host(self, job: JobRecord) -> bool:
         """Whether the job takes no host memory that somebody ahead of it waits for."""
-        if not self._books.shadows or not job.host_bytes:
+        host_bytes = self._books.host.needs(job)
+        if not self._books.shadows or not host_bytes:
             return True
         end = self._books.now + run_s(job)
-        return all(shadow.lets_host(job, end) for shadow in self._books.shadows)
+        return all(shadow.lets_host(host_bytes, end) for shadow in self._books.shadows)
 
     def _wait_in_front(self, job: JobRecord, devices: Sequence[DeviceBooks]) -> Wait:
         """Have room made for the job on one of the devices, or keep them for it."""
@@ -248,7 +250,8 @@ class Line:
 
     def _coming(self, job: JobRecord, devices: Sequence[DeviceBooks]) -> Room | None:
         """A device on which enough is on its way back already."""
-        if job.host_bytes > self._books.host.soon and job.host_bytes:
+        host_bytes = self._books.host.needs(job)
+        if host_bytes > self._books.host.soon and host_bytes:
             return None
         enough = [
             (device.bytes.soon - device.kept_from(job), device.id, device)
@@ -269,7 +272,7 @@ class Line:
             (needs := self._books.needs(device, job, -device.strain)) is not None
             and device.bytes.soon + device.reclaimable - device.kept_from(job) >= needs
             and device.link.soon >= job.link_min_bytes_per_s
-            and self._books.host.soon >= job.host_bytes
+            and self._books.host.soon >= self._books.host.needs(job)
         )
 
     def _preempted(self, job: JobRecord, devices: Sequence[DeviceBooks]) -> Room | None:
@@ -303,7 +306,7 @@ class Line:
 
     def _would_fit(self, job: JobRecord) -> bool:
         """Whether the job could start at once if nothing were kept for those ahead of it."""
-        return job.host_bytes <= self._books.host.now and any(
+        return self._books.host.needs(job) <= self._books.host.now and any(
             self._has_room(device, job) and device.link.now >= job.link_min_bytes_per_s
             for device in self._books.devices
         )
@@ -319,7 +322,7 @@ class Line:
         for device in with_bytes:
             device.is_crowded = device not in with_room
         if any(device.link.now >= job.link_min_bytes_per_s for device in with_room):
-            copy, free = format_bytes(job.host_bytes), format_bytes(max(books.host.now, 0))
+            copy, free = format_bytes(books.host.needs(job)), format_bytes(max(books.host.now, 0))
             return Wait(job.id, WaitReason.HOST_MEMORY, f"its host copy needs {copy} of RAM; {free} is free")
         if with_room:
             needs_link = format_bytes(job.link_min_bytes_per_s)

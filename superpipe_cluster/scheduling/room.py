@@ -88,7 +88,7 @@ def cheapest(
 
 def by_shrinking(books: Books, device: DeviceBooks, job: JobRecord) -> Room | None:
     """The cheapest way to let the job in by shrinking others; None when their floors do not allow it."""
-    if device.link.soon < job.link_min_bytes_per_s or books.host.soon < job.host_bytes:
+    if device.link.soon < job.link_min_bytes_per_s or books.host.soon < books.host.needs(job):
         return None
     there = device.bytes.soon - device.kept_from(job)
     can_be_there = there + sum(one.target - one.floor for one in device.holders if one.can_be_asked)
@@ -114,7 +114,7 @@ def by_preempting(books: Books, device: DeviceBooks, job: JobRecord) -> Room | N
     if not candidates:
         return None
     link = job.link_min_bytes_per_s - device.link.soon
-    host = job.host_bytes - books.host.soon
+    host = books.host.needs(job) - books.host.soon
     kept = device.kept_from(job) - device.bytes.soon
     spare = sum(one.target - one.floor for one in device.holders if one.can_be_asked)
 
@@ -124,7 +124,7 @@ def by_preempting(books: Books, device: DeviceBooks, job: JobRecord) -> Room | N
             # What a victim could be asked for is part of `spare`.
             sum(one.floor if one.can_be_asked else one.target for one in victims) + spare >= needs + kept
             and sum(one.job.link_min_bytes_per_s for one in victims) >= link
-            and sum(one.job.host_bytes for one in victims) >= host
+            and books.host.freed_by([one.job for one in victims], job) >= host
         )
 
     def lawful(victims: Sequence[Holder]) -> bool:

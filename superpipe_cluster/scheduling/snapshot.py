@@ -12,6 +12,7 @@ import numpy as np
 
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
+from superpipe_cluster.scheduling.host_books import promised
 from superpipe_cluster.scheduling.policy import DEFAULT, Policy
 from superpipe_cluster.scheduling.queued import Queued
 from superpipe_cluster.scheduling.windows import Window
@@ -63,7 +64,8 @@ class Snapshot:
         others: all others that have not ended, and those of the ended ones that a waiting job names in `after...`.
         devices: all that may be used.
         host_free_bytes: RAM for host copies that is not promised yet. A job that starts is promised its
-            `host_bytes` long before it has used them, so this is a ledger's figure, not a reading.
+            `host_bytes` long before it has used them, so this is a ledger's figure, not a reading. A copy that several
+            jobs share counts once.
         usage: byte-seconds each user has used, decayed, the running part included (`usage.py`).
         quotas: by user; who is not in it has no guarantee, no limit and weight 1.
         windows: by name.
@@ -116,7 +118,7 @@ class Snapshot:
             queued=queued,
             others=tuple(one for one in others if not one.state.is_terminal or one.id in named),
             devices=tuple(devices),
-            host_free_bytes=host_usable_bytes - promised_host_bytes(others),
+            host_free_bytes=host_usable_bytes - promised(one for one in others if one.state.holds_device),
             usage=usage or {},
             quotas=quotas or {},
             windows=windows or {},
@@ -146,7 +148,7 @@ class Snapshot:
 
     def host_usable_bytes(self) -> int:
         """RAM for the host copies of all jobs together: what an empty cluster has."""
-        return self.host_free_bytes + promised_host_bytes(self.others)
+        return self.host_free_bytes + promised(one for one in self.others if one.state.holds_device)
 
 
 def waits_for(record: JobRecord) -> tuple[str, ...]:
@@ -158,8 +160,3 @@ def named_by(queued: Queued, others: Iterable[JobRecord]) -> set[str]:
     """The ids of all jobs whose end a waiting job waits for."""
     gated = [queued.jobs[place] for place in np.flatnonzero(queued.column("is_gated")).tolist()]
     return {job_id for record in (*gated, *others) if record.state.is_waiting for job_id in waits_for(record)}
-
-
-def promised_host_bytes(records: Iterable[JobRecord]) -> int:
-    """RAM that is promised for the host copies of those that hold a device."""
-    return sum(record.host_bytes for record in records if record.state.holds_device)

@@ -61,6 +61,11 @@ class JobBase(StrictModel):
     params: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     """Anything your own worker program wants to know."""
 
+    @property
+    def host(self) -> Literal["pinned", "shared", "disk"]:
+        """Where its weights wait."""
+        return self.resources.host
+
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:
         """Bundled workers need their sections; names of environment variables must be usable and free."""

@@ -10,6 +10,7 @@ from superpipe_cluster.errors import BadInput, BudgetTooSmall, HostMemoryTooSmal
 from superpipe_cluster.head.admission import needs_of, require_quota
 from superpipe_cluster.machine import parse_device
 from superpipe_cluster.planning import Forecast, ForecastRow, Plan
+from superpipe_cluster.planning.plan import STAGING_BYTES
 from superpipe_cluster.scheduling.snapshot import Quota
 
 MIB, GIB = 2**20, 2**30
@@ -41,6 +42,13 @@ def test_auto_is_from_the_smallest_workable_to_the_whole_model() -> None:
 def test_a_range_is_taken_as_it_is() -> None:
     found = needs(gpu_memory="2GiB..3GiB", host_memory="5GiB")
     assert (found.budget_min_bytes, found.budget_max_bytes, found.host_bytes) == (2 * GIB, 3 * GIB, 5 * GIB)
+
+
+def test_what_waits_on_a_disk_takes_no_ram() -> None:
+    row = ForecastRow(2 * GIB, 1, 1, 2 * GIB, 5 * GIB, 0, 1.0, 1.0, 1.0, "link", copies_bytes=4 * GIB)
+    plan = replace(PLAN, forecast=Forecast((row,), 2 * GIB, 2 * GIB, 2 * GIB, 1.0, 2, "cpu"))
+    assert needs(plan, gpu_memory="3GiB").host_bytes == 5 * GIB
+    assert needs(plan, host_bytes=2 * GIB, gpu_memory="3GiB", host="disk").host_bytes == GIB + STAGING_BYTES
 
 
 def test_a_guarantee_below_the_floor_is_raised_to_it() -> None:

@@ -52,6 +52,17 @@ DEVICES = st.lists(
 ).map(lambda drawn: tuple(DeviceView(f"cpu:{n}", size, link) for n, (size, link) in enumerate(drawn)))
 
 
+#: Frozen weights that several jobs stream, and what a copy of them takes.
+COPIES = {"llama": 3, "gpt": 5}
+
+
+def ram_of(jobs: Iterable[JobRecord]) -> int:
+    """What their host copies take together: shared ones are there once."""
+    jobs = list(jobs)
+    shared = {one.shared_copy for one in jobs if one.shared_copy is not None}
+    return sum(one.host_bytes - one.shared_bytes for one in jobs) + sum(COPIES[copy] for copy in shared)
+
+
 def floor_of(job: JobRecord) -> int:
     """The fewest bytes that it may be asked for to let others in."""
     return max(job.budget_min_bytes, job.floor_bytes)
@@ -65,6 +76,7 @@ def queued_jobs(draw: st.DrawFn, first_id: int = 1, most: int = 8) -> list[JobRe
         low = draw(st.integers(1, 8))
         high = low + draw(st.integers(0, 8))
         steps = draw(st.sampled_from([None, 10, 100]))
+        own_bytes, copy = draw(st.integers(0, 6)), draw(st.sampled_from([None, None, *COPIES]))
         curve = draw(
             st.sampled_from([(), ((low, 2.0, 0), (high + 1, 1.0, 0)), ((low, 1.01, 0), (high + 1, 1.0, 0))])
         )
@@ -75,7 +87,9 @@ def queued_jobs(draw: st.DrawFn, first_id: int = 1, most: int = 8) -> list[JobRe
             "submitted_at": NOW - draw(st.sampled_from([1.0, 2.0, 100.0, 200_000.0])),
             "may_shrink": draw(st.integers(0, 4)) > 0,
             "may_grow": draw(st.integers(0, 4)) > 0,
-            "host_bytes": draw(st.integers(0, 6)),
+            "host_bytes": own_bytes + COPIES.get(copy or "", 0),
+            "shared_copy": copy,
+            "shared_bytes": COPIES.get(copy or "", 0),
             "link_min_bytes_per_s": draw(st.sampled_from([0, 0, 0, 4, 12])),
             "steps": steps,
             "curve": curve,
@@ -175,7 +189,7 @@ class World:
             assert promised <= device.capacity_bytes
             link = sum(one.link_min_bytes_per_s for one in self.holding() if one.device == device.id)
             assert not device.link_bytes_per_s or link <= device.link_bytes_per_s
-        assert sum(one.host_bytes for one in self.holding()) <= self.host_usable_bytes
+        assert ram_of(self.holding()) <= self.host_usable_bytes
         by_array: dict[str, int] = {}
         for one in self.holding():
             if one.array is not None:

@@ -135,6 +135,10 @@ class Users:
         fields: dict[str, Any] = {"priority": rng.choice((-1, 0, 0, 0, 1, 2))}
         if rng.random() < 0.3:
             fields["host_bytes"] = rng.randint(1, 20) * GIB
+            if rng.random() < 0.5:
+                copy, size = rng.choice((("llama", 8 * GIB), ("gpt", 3 * GIB)))
+                fields["host_bytes"] += size
+                fields |= {"shared_copy": copy, "shared_bytes": size}
         if rng.random() < 0.15 and self.ids:
             way = rng.choice(("after", "after_any", "after_fail"))
             fields[way] = (rng.choice(self.ids),)

@@ -269,7 +269,8 @@ class Witness:
     def _fits_beside(self, record: JobRecord) -> None:
         """Host memory, link and array limit hold for the job that was just placed."""
         held = [book.record for book in self.books.values() if book.record.state.holds_device]
-        host = sum(one.host_bytes for one in held)
+        copies = {one.shared_copy: one.shared_bytes for one in held if one.shared_copy is not None}
+        host = sum(one.host_bytes - one.shared_bytes for one in held) + sum(copies.values())
         if host > self.host_bytes:
             self._break(f"job {record.id} brings the host copies to {host} bytes of {self.host_bytes}")
         link = sum(one.link_min_bytes_per_s for one in held if one.device == record.device)

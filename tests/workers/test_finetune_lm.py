@@ -26,6 +26,9 @@ from streaming.twins import assert_equal
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.finetuning.sequences import best_fit
+from superpipe_cluster.head.shared_copies import shared_copy_of
+from superpipe_cluster.planning import Plan
+from superpipe_cluster.planning.__main__ import answer
 from waiting import wait_until
 from worker_runs import Run
 
@@ -297,6 +300,10 @@ def test_three_jobs_at_once_have_one_host_copy_of_their_base(base: Path, tmp_pat
     assert first == second == third, "the same memory"
     measured = bytes_of_copies(pids[0])
     assert base_bytes <= measured <= base_bytes + len(first) * os.sysconf("SC_PAGE_SIZE")
+    # What the ledger books once for all three.
+    booked = {booked_copy(run.attempt.job) for run in runs}
+    assert len(booked) == 1
+    assert 0 <= measured - booked.pop()[1] <= len(first) * os.sysconf("SC_PAGE_SIZE")
     # The kernel's own account: a page that three have mapped counts a third in each.
     assert sum(proportional_bytes(pid) for pid in pids) <= measured
 
@@ -312,6 +319,13 @@ def test_three_jobs_at_once_have_one_host_copy_of_their_base(base: Path, tmp_pat
         plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 2)
         expected = plain.saved(tmp_path / f"plain-{seed}")
         assert (run.output / "last" / "adapter_model.safetensors").read_bytes() == expected
+
+
+def booked_copy(job: dict[str, Any]) -> tuple[str | None, int]:
+    """The shared copy that stands in the job's record: its name and its bytes."""
+    program = str(bundled.worker_path("finetune_lm"))
+    plan = answer({"job": job, "program": program, "cuda": False, "device": None})["plan"]
+    return shared_copy_of(spec.parse(job), Plan.from_dict(plan))
 
 
 def hold_after_a_step(run: Run, supervisor: Any) -> int:

@@ -52,7 +52,9 @@ class HostView(View):
 
     total_bytes: int
     available_bytes: int
-    used_by_jobs_bytes: int = Field(0, description="What the jobs that hold a device have booked.")
+    used_by_jobs_bytes: int = Field(
+        0, description="What the jobs that hold a device have booked; shared copies once."
+    )
 
 
 class DevicesView(View):

@@ -83,7 +83,8 @@ class JobView(View):
     promised_bytes: int = Field(0, description="What counts against its device while it holds one.")
     budget_min_bytes: int = 0
     budget_max_bytes: int = 0
-    host_bytes: int = 0
+    host_bytes: int = Field(0, description="RAM for the host copy of its model.")
+    shared_bytes: int = Field(0, description="Of this, frozen weights in one copy with all jobs on the same.")
     model_bytes: int = 0
     k: int | None = Field(None, description="Units it may hold on the device at once.")
     units: int | None = Field(None, description="Units of its model.")

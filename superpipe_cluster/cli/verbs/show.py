@@ -65,10 +65,7 @@ def _facts(job: JobDetail, tasks: Mapping[str, int], now: float) -> Iterator[tup
     yield from _budget(job, now)
     held = job.k if job.state not in ("QUEUED", "HELD") else None  # of an attempt that is over
     yield "k", f"{held} of {job.units} units" if held is not None and job.units else ""
-    yield (
-        "model",
-        f"{render.size(job.model_bytes)}, {render.size(job.host_bytes)} of RAM" if job.model_bytes else "",
-    )
+    yield "model", _model(job)
     yield from forecasts.against(job, now)
     yield "link", _link(job)
     yield "step", render.of(job.step, job.steps) if job.step or (job.steps and job.attempt) else ""
@@ -120,6 +117,13 @@ def _link(job: JobDetail) -> str:
     if not job.loads:
         return ""
     return f"{job.loads} loads, {render.size(job.link_bytes)}, waited {render.duration(job.stall_s)} for it"
+
+
+def _model(job: JobDetail) -> str:
+    if not job.model_bytes:
+        return ""
+    shared = f", {render.size(job.shared_bytes)} of it shared" if job.shared_bytes else ""
+    return f"{render.size(job.model_bytes)}, {render.size(job.host_bytes)} of RAM{shared}"
 
 
 def _used(job: JobDetail, now: float) -> str:
