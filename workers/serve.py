@@ -90,7 +90,10 @@ def main(job: Job) -> None:
 
 
 class Body:
-    """How much of the model is on the device: what the budget holds or, while nobody asks, one unit."""
+    """How much of the model is on the device: what the budget holds or, while nobody asks, one unit.
+
+    Of its budget it then has use for no more than is guaranteed; the rest is for others.
+    """
 
     def __init__(self, job: Job, streamer: Streamer) -> None:
         self._job = job
@@ -103,10 +106,12 @@ class Body:
             self._streamer.resize(self._job.budget_bytes, k=1)
             self._small_in_bytes = self._job.budget_bytes
             self._job.flush()
+            self._job.wants(0)
 
     def grow(self) -> None:
-        """Hold what the budget holds; it comes with the next pass."""
+        """Hold what the budget holds; it comes with the next pass, and more as the cluster has it."""
         if self._small_in_bytes is not None:
+            self._job.wants(None)
             self._streamer.resize(self._job.budget_bytes, k=self._job.spec.streaming.k)
             self._small_in_bytes = None
 

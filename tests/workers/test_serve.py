@@ -290,11 +290,27 @@ def test_the_cluster_takes_bytes_and_gives_them_back_while_it_answers(
 def test_an_idle_model_is_small_and_grows_back(
     served: Served, client: openai.OpenAI, alone: dict[str, str]
 ) -> None:
-    small = wait_until(lambda: p if (p := served.progress())["k"] == 1 else None, "it is small", 20)
-    assert small["held_bytes"] < BUDGET / 4
+    def is_small(budget: int) -> bool:
+        told = served.progress()
+        return (told["k"], told.get("wants_bytes"), told.get("budget_bytes", BUDGET)) == (1, 0, budget)
+
+    wait_until(lambda: is_small(BUDGET), "it is small, and has use for no more than its guarantee", 20)
+    assert served.progress()["held_bytes"] < BUDGET / 4
+    smaller = 2400 << 10
+    served.supervisor.ask_budget(smaller, 3)
+    wait_until(lambda: is_small(smaller), "it is as small in the budget that it is left", 20)
     said = client.completions.create(model="tiny", prompt=PROMPTS[7], temperature=0)
     assert said.choices[0].text == alone[PROMPTS[7]]
-    wait_until(lambda: served.progress()["k"] > 1, "it is as large as before")
+
+    def units(budget: int) -> int | None:
+        assert served.answers()  # or it is idle again before this is looked at
+        told = served.progress()
+        is_large = told["k"] > 1 and (told["wants_bytes"], told["budget_bytes"]) == (None, budget)
+        return told["k"] if is_large else None
+
+    before = wait_until(lambda: units(smaller), "it has use for all of it, and holds what it has") or 0
+    served.supervisor.ask_budget(BUDGET, 4)
+    assert (wait_until(lambda: units(BUDGET), "it is as large as ever") or 0) > before
 
 
 def test_a_killed_worker_is_a_clean_503_and_comes_back(served: Served, client: openai.OpenAI) -> None:
