@@ -53,6 +53,7 @@ def main(job: Job) -> None:
         limits = limits_of(settings, config, packed.first_place)
         engine = Engine(packed, streamer.device, tokenizer.decode, ends_of(model, tokenizer), limits)
         engine.rehearse()
+        streamer.rehearsed()
         stats = streamer.stats()
         needed_bytes = stats.floor_bytes or 0
         job.log(

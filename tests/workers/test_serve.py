@@ -121,6 +121,13 @@ def test_32_clients_at_once_each_get_what_transformers_says_alone(
     def ask(prompt: str) -> str:
         return client.completions.create(model="tiny", prompt=prompt, temperature=0).choices[0].text
 
+    def floor() -> int:
+        told = wait_until(
+            lambda: p if not (p := served.progress())["metrics"]["active"] else None, "it is idle"
+        )
+        return told["floor_bytes"]
+
+    before = floor()
     with ThreadPoolExecutor(32) as pool:
         answers = dict(zip(PROMPTS, pool.map(ask, PROMPTS), strict=True))
     assert answers == alone
@@ -132,6 +139,7 @@ def test_32_clients_at_once_each_get_what_transformers_says_alone(
     assert progress["peak_bytes"] <= BUDGET < SIZE
     made, passes = progress["metrics"]["tokens"], progress["loads"] / progress["units"]
     assert made > 2 * passes, "a pass serves many"
+    assert floor() == before, "what it needs is what it rehearsed, however much it has answered at once"
 
 
 def test_chat_streams_what_it_says_at_once(client: openai.OpenAI) -> None:
@@ -329,10 +337,22 @@ def test_a_killed_worker_is_a_clean_503_and_comes_back(served: Served, client: o
 
 
 def test_a_cancelled_job_finishes_what_it_has_begun(served: Served, client: openai.OpenAI) -> None:
-    stream = iter(
-        client.completions.create(model="tiny", prompt="a", max_tokens=100, temperature=0, stream=True)
-    )
-    pieces = [next(stream)]
+    pieces: list[Any] = []
+    # As few tokens as leave the answer unfinished when the worker stands still: a slow machine has to be done in time.
+    for max_tokens in (8, 16, 32, 64, 120):
+        stream = iter(
+            client.completions.create(
+                model="tiny", prompt="a", max_tokens=max_tokens, temperature=0, stream=True
+            )
+        )
+        pieces = [next(stream)]
+        served.supervisor.ask_pause(True)
+        wait_until(lambda: served.progress().get("paused"), "it stands still")
+        if served.progress()["metrics"]["active"]:
+            break
+        served.supervisor.ask_pause(False)
+        wait_until(lambda: not served.progress()["paused"], "it goes on")
+    assert served.progress()["metrics"]["active"] == 1, "it is in the middle of the answer"
     served.supervisor.stop("cancelled")
     pieces += list(stream)
     assert pieces[-1].choices[0].finish_reason in ("length", "stop")
