@@ -81,6 +81,7 @@ def main(job: Job) -> None:
                 limits_of(encoded, settings),
             )
             engine.rehearse()
+            streamer.rehearsed()
             needed_bytes = streamer.stats().floor_bytes or 0
             texts = together(engine, encoded, settings, done, lambda: room_bytes(needed_bytes))
         else:

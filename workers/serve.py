@@ -53,6 +53,7 @@ def main(job: Job) -> None:
         limits = limits_of(settings, config, packed.first_place)
         engine = Engine(packed, streamer.device, tokenizer.decode, ends_of(model, tokenizer), limits)
         engine.rehearse()
+        streamer.rehearsed()
         stats = streamer.stats()
         needed_bytes = stats.floor_bytes or 0
         job.log(
@@ -90,7 +91,10 @@ def main(job: Job) -> None:
 
 
 class Body:
-    """How much of the model is on the device: what the budget holds or, while nobody asks, one unit."""
+    """How much of the model is on the device: what the budget holds or, while nobody asks, one unit.
+
+    Of its budget it then has use for no more than is guaranteed; the rest is for others.
+    """
 
     def __init__(self, job: Job, streamer: Streamer) -> None:
         self._job = job
@@ -103,10 +107,12 @@ class Body:
             self._streamer.resize(self._job.budget_bytes, k=1)
             self._small_in_bytes = self._job.budget_bytes
             self._job.flush()
+            self._job.wants(0)
 
     def grow(self) -> None:
-        """Hold what the budget holds; it comes with the next pass."""
+        """Hold what the budget holds; it comes with the next pass, and more as the cluster has it."""
         if self._small_in_bytes is not None:
+            self._job.wants(None)
             self._streamer.resize(self._job.budget_bytes, k=self._job.spec.streaming.k)
             self._small_in_bytes = None
 

@@ -159,8 +159,8 @@ class Boundary:
         self._shares = [share for share in self._shares if share.streamer.is_open]
         for share in self._shares:
             measured = share.streamer.stats().floor_bytes
-            if measured is not None:
-                share.floor_bytes = max(measured, share.floor_bytes or 0)
+            if measured is not None:  # it falls where the program has rehearsed its largest step
+                share.floor_bytes = measured
         return self._shares
 
 

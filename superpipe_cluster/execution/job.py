@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from superpipe_cluster.errors import BadInput
 from superpipe_cluster.execution import current
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.boundary import Boundary
@@ -88,6 +89,7 @@ class Job:
         self._folder = folder
         self._line = line
         self._streamers: list[Streamer] = []
+        self._wants_bytes: int | None = None
         self._boundary = Boundary(line, attempt.budget_bytes, self._tell)
         self._checkpoints = Checkpoints(folder, attempt.id, attempt.epoch)
         self._pending: dict[str, Any] = {}
@@ -159,6 +161,26 @@ class Job:
         self._streamers.append(streamer)
         self._boundary.add(streamer, share_bytes, chosen["k"])
         return streamer
+
+    def wants(self, budget: int | str | None) -> None:
+        """Tell how much of the budget the program has use for now; None, as at the beginning: all that it can have.
+
+        What it has beyond that is taken back at a step boundary, never below what the job is guaranteed, and is then
+        free for others. Bytes that are of use again come back as they are free, soon after that is told. Cheap: call it
+        as often as you like. Jobs with `elastic: {shrink: false}` or `{grow: false}` keep what they have.
+
+        Args:
+            budget: bytes, or a size; 0 for no more than is guaranteed.
+
+        Raises:
+            BadInput: no size.
+        """
+        wants_bytes = None if budget is None else bytes_of(budget)
+        if wants_bytes is not None and wants_bytes < 0:
+            raise BadInput(f"{wants_bytes} bytes cannot be wanted", hint="0 means no more than is guaranteed")
+        if wants_bytes != self._wants_bytes:
+            self._wants_bytes = wants_bytes
+            self._tell({"wants_bytes": wants_bytes})
 
     # ---- telling ---------------------------------------------------------------------------------------
 

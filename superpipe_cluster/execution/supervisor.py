@@ -29,8 +29,9 @@ from superpipe_cluster.lifecycle.states import EndReason
 from superpipe_cluster.machine import processes
 
 _POLL_S = 0.1
-#: Of a progress message, what the child acknowledges. It is told in every report, and at once when it changes.
-_ACKNOWLEDGED = ("budget_bytes", "budget_revision", "budget_refused", "paused")
+#: Of a progress message, what holds until the child says otherwise. It is told in every report, and at once when it
+#: changes.
+_IN_FORCE = ("budget_bytes", "budget_revision", "budget_refused", "wants_bytes", "paused")
 #: Variables of the cluster's own processes that a job has no use for; the tokens among them are not the job's
 #: to see.
 _NOT_FOR_JOBS = ("RAY_", "SPCLUSTER_TOKEN", "SPCLUSTER_URL", "REDIS", "OMP_NUM_THREADS")
@@ -118,8 +119,8 @@ class Supervisor:
     def take_progress(self) -> dict[str, Any]:
         """What the child reported since the last call, the newest value of every field.
 
-        The budget in force and whether it stands still are in every answer, once they have been acknowledged: whoever
-        missed an acknowledgement, or has forgotten it, hears it with the next report.
+        The budget in force, the bytes that are of use and whether it stands still are in every answer, once they have
+        been said: whoever missed it, or has forgotten it, hears it with the next report.
         """
         with self._mutex:
             if self._first is not None:
@@ -142,7 +143,7 @@ class Supervisor:
         return self._end
 
     def wait_for_news(self, timeout_s: float) -> End | None:
-        """As `wait`, but returns as well when the child has acknowledged something, or after `hurry`."""
+        """As `wait`, but returns as well when the child has said what is in force, or after `hurry`."""
         if not self._ended.is_set():
             self._news.wait(timeout_s)
             self._news.clear()
@@ -272,12 +273,12 @@ class Supervisor:
             kind = message.pop("type", None)
             if kind == "progress":
                 with self._mutex:
-                    acknowledged = {name: message.pop(name) for name in _ACKNOWLEDGED if name in message}
-                    self._in_force.update(acknowledged)
+                    in_force = {name: message.pop(name) for name in _IN_FORCE if name in message}
+                    self._in_force.update(in_force)
                     self._progress.update(message)
                     if "metrics" in message and self._first is None and self._first_taken is None:
                         self._first, self._progress = self._progress, {}
-                if acknowledged:
+                if in_force:
                     self._news.set()
             elif kind == "end":
                 self._told_end = message

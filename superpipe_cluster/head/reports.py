@@ -1,8 +1,9 @@
 """What workers tell the head, and what it answers.
 
 Owns the way from a report to the store: progress is written under the worker's epoch, the first sign of life
-is `Started`, an acknowledged budget is `Resized`, the end is `Exited`. A report may come twice (its answer got
-lost), and what is in force comes in every report: the second time changes nothing.
+is `Started`, an acknowledged budget is `Resized`, the bytes it has use for are `Wanted`, the end is `Exited`. A
+report may come twice (its answer got lost), and what is in force comes in every report: the second time changes
+nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from superpipe_cluster.errors import NotFound, StaleWrite
 from superpipe_cluster.execution.interface import Orders, Report, Worker
 from superpipe_cluster.head.happenings import happen
 from superpipe_cluster.head.presence import Presence
-from superpipe_cluster.lifecycle.events import Event, Exited, Paused, Resized, Resumed, Started, StopAsked
+from superpipe_cluster.lifecycle.events import (
+    Event,
+    Exited,
+    Paused,
+    Resized,
+    Resumed,
+    Started,
+    StopAsked,
+    Wanted,
+)
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
 from superpipe_cluster.lifecycle.states import EndReason, JobState
 from superpipe_cluster.planning import Forecast, keep_correction
@@ -36,7 +46,7 @@ class Reports:
     Args:
         store: where jobs are.
         presence: learns that the worker lives.
-        wake: called when bytes may have become free, so that the tick does not wait for its next round.
+        wake: called when bytes may have become free, or of use, so that the tick does not wait for its next round.
     """
 
     def __init__(self, store: JobStore, presence: Presence, wake: Callable[[], None]) -> None:
@@ -78,6 +88,9 @@ class Reports:
         event = _resized(record, progress)
         if event is not None:
             record = self._happen(record, event)
+            self._wake()
+        if _wants_else(record, progress):
+            record = self._happen(record, Wanted(progress.wants_bytes))
             self._wake()
         if progress.paused is True and record.state is JobState.RUNNING:
             return self._happen(record, Paused())
@@ -136,6 +149,12 @@ def _resized(record: JobRecord, progress: Progress) -> Event | None:
         _log.warning("job %s: says it holds %d bytes, which it never may", record.id, budget_bytes)
         return None
     return Resized(budget_bytes, revision, progress.budget_refused)
+
+
+def _wants_else(record: JobRecord, progress: Progress) -> bool:
+    """Whether the worker says that it has use for more or fewer bytes than is known."""
+    is_said = "wants_bytes" in progress.model_fields_set and progress.wants_bytes != record.wants_bytes
+    return is_said and record.state in (JobState.RUNNING, JobState.PAUSED)
 
 
 def _learn(record: JobRecord) -> None:

@@ -100,6 +100,14 @@ class Resized(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted(Event):
+    """Its program told how many bytes it has use for now; None: as many as its job file says."""
+
+    kind: ClassVar[str] = "wanted"
+    budget_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class PauseAsked(Event):
     """The worker is to stand still at its next step boundary. `why`: its owner, or a window that closed."""
 
@@ -183,8 +191,8 @@ class DependencyFailed(Event):
 EVENTS: dict[str, type[Event]] = {
     kind.kind: kind
     for kind in (
-        Submitted, Held, Released, Placed, Started, ResizeAsked, Resized, PauseAsked, ResumeAsked, Paused,
-        Resumed, Changed, StopAsked, Exited, Lost, DependencyFailed,
+        Submitted, Held, Released, Placed, Started, ResizeAsked, Resized, Wanted, PauseAsked, ResumeAsked,
+        Paused, Resumed, Changed, StopAsked, Exited, Lost, DependencyFailed,
     )
 }  # fmt: skip
 

@@ -108,6 +108,10 @@ class JobRecord(BaseModel):
     charged_bytes: int = 0
     #: Since when it has had its budget.
     budget_since: float | None = None
+    #: How many bytes its program has use for now, and since when it says so; None: as many as it can have. See
+    #: `most_bytes`.
+    wants_bytes: int | None = None
+    wants_since: float | None = None
     #: Whether its budget may be made smaller, and larger, while it runs.
     may_shrink: bool = True
     may_grow: bool = True
@@ -178,6 +182,16 @@ class JobRecord(BaseModel):
         """What counts against its device while it holds one. See [Note: two phases]."""
         return max(self.charged_bytes, self.budget_bytes or 0, self.budget_asked_bytes or 0)
 
+    @property
+    def most_bytes(self) -> int:
+        """The upper end of its range as it is now: what its program has use for, and never less than its guarantee.
+
+        Who may not be moved both ways keeps what it has: given back, it would not return.
+        """
+        if self.wants_bytes is None or not (self.may_shrink and self.may_grow):
+            return self.budget_max_bytes
+        return min(self.budget_max_bytes, max(self.budget_min_bytes, self.wants_bytes))
+
 
 #: What `Changed` may change, in a job that has not ended.
 CHANGEABLE = frozenset(
@@ -201,6 +215,8 @@ class Progress(BaseModel):
     budget_bytes: int | None = None
     budget_revision: int | None = None
     budget_refused: str | None = None
+    #: How many bytes it has use for now; None, said in so many words: as many as it can have (`Wanted`).
+    wants_bytes: int | None = None
     #: Whether it stands still, as it was asked to (`Paused`, `Resumed`).
     paused: bool | None = None
     #: The smallest budget that its models can run in.
@@ -230,7 +246,9 @@ FRESH_COUNTERS: dict[str, Any] = {
 
 
 #: Of a report, what is turned into events by the head, and `metrics`, which are merged.
-_EVENTS_OF_WORKERS = {"running", "budget_bytes", "budget_revision", "budget_refused", "paused", "metrics"}
+_EVENTS_OF_WORKERS = {
+    "running", "budget_bytes", "budget_revision", "budget_refused", "wants_bytes", "paused", "metrics"
+}  # fmt: skip
 
 
 def with_progress(record: JobRecord, progress: Progress) -> JobRecord:

@@ -28,6 +28,7 @@ from superpipe_cluster.lifecycle.events import (
     Started,
     StopAsked,
     Submitted,
+    Wanted,
     from_stored,
 )
 from superpipe_cluster.lifecycle.record import CHANGEABLE, FRESH_COUNTERS, JobRecord
@@ -103,8 +104,8 @@ OUTCOME_FIELDS = ("state", "attempt", "epoch")
 REPLAYED_FIELDS = (
     "id", "name", "user", "kind", "max_attempts", "state", "attempt", "losses", "epoch", "stop_asked",
     "exit_code", "device", "budget_bytes", "budget_asked_bytes", "budget_asked_at", "budget_revision",
-    "charged_bytes", "budget_since", "pause_asked", "submitted_at", "queued_at", "placed_at", "started_at",
-    "ended_at", "changed_at", "waited_s", "ran_s", "used_byte_s", "used_until",
+    "charged_bytes", "budget_since", "wants_bytes", "wants_since", "pause_asked", "submitted_at", "queued_at",
+    "placed_at", "started_at", "ended_at", "changed_at", "waited_s", "ran_s", "used_byte_s", "used_until",
 )  # fmt: skip
 
 
@@ -200,6 +201,8 @@ def _outcome(record: JobRecord, event: Event, now: float) -> dict[str, Any]:
             if record.budget_asked_bytes is None or revision > record.budget_revision:
                 raise InvalidTransition(_story(record, event), hint="nobody asked for this budget")
             return _resized(record, budget_bytes, revision, now)
+        case Wanted(budget_bytes=budget_bytes):
+            return {"state": record.state, "wants_bytes": budget_bytes, "wants_since": now}
         case PauseAsked(why=why):
             return {"state": record.state, "pause_asked": why}
         case ResumeAsked():
@@ -229,12 +232,14 @@ def _outcome(record: JobRecord, event: Event, now: float) -> dict[str, Any]:
 
 
 def _settled(budget_bytes: int | None) -> dict[str, Any]:
-    """A budget that nothing is under way about."""
+    """A budget that nothing is under way about, and nobody has said anything about yet."""
     return {
         "budget_bytes": budget_bytes,
         "budget_asked_bytes": None,
         "budget_asked_at": None,
         "charged_bytes": budget_bytes or 0,
+        "wants_bytes": None,
+        "wants_since": None,
         "pause_asked": None,
     }
 

@@ -24,6 +24,7 @@ from superpipe_cluster.lifecycle.events import (
     Started,
     StopAsked,
     Submitted,
+    Wanted,
 )
 from superpipe_cluster.lifecycle.states import JobState
 
@@ -57,6 +58,7 @@ TABLE: dict[tuple[JobState | None, str], frozenset[JobState]] = {
     #
     (JobState.RUNNING, ResizeAsked.kind): frozenset({JobState.RUNNING}),
     (JobState.RUNNING, Resized.kind): frozenset({JobState.RUNNING}),
+    (JobState.RUNNING, Wanted.kind): frozenset({JobState.RUNNING}),
     (JobState.RUNNING, PauseAsked.kind): frozenset({JobState.RUNNING}),
     (JobState.RUNNING, ResumeAsked.kind): frozenset({JobState.RUNNING}),
     (JobState.RUNNING, Changed.kind): frozenset({JobState.RUNNING}),
@@ -67,6 +69,7 @@ TABLE: dict[tuple[JobState | None, str], frozenset[JobState]] = {
     #
     (JobState.PAUSED, ResizeAsked.kind): frozenset({JobState.PAUSED}),
     (JobState.PAUSED, Resized.kind): frozenset({JobState.PAUSED}),
+    (JobState.PAUSED, Wanted.kind): frozenset({JobState.PAUSED}),
     (JobState.PAUSED, PauseAsked.kind): frozenset({JobState.PAUSED}),
     (JobState.PAUSED, ResumeAsked.kind): frozenset({JobState.PAUSED}),
     (JobState.PAUSED, Changed.kind): frozenset({JobState.PAUSED}),

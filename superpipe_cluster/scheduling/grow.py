@@ -5,7 +5,8 @@ seconds, by the jobs' own forecasts.
 
 [Note: hysteresis] A running job is offered more only when it has had its budget for `grow_hold_s` and its steps become
 shorter by `grow_min_gain`; bytes are never taken from one job to make another one faster; and nothing grows where a
-waiting job could run beside it. So after every change the budgets come to rest.
+waiting job could run beside it. So after every change the budgets come to rest. A program that had use for less and now
+has for more takes it back without either: the rest it has had, and what it gave is not weighed as a gain.
 """
 
 from __future__ import annotations
@@ -75,19 +76,27 @@ def share_out(
 
 def _may_grow(books: Books, holder: Holder) -> bool:
     job = holder.job
-    since = max(job.budget_since or 0.0, job.started_at or 0.0)
     return bool(
         job.may_grow
         # A program that nothing is forecast of and that needs every byte it has does not stream.
-        and (job.curve or job.floor_bytes < holder.target)
+        and (job.curve or job.floor_bytes < holder.target or _is_told(job))
         and job.state is JobState.RUNNING
         and holder.can_be_asked
         and not holder.why
         and job.pause_asked is None
-        and holder.target < job.budget_max_bytes
-        and books.now - since >= books.policy.grow_hold_s
+        and holder.target < job.most_bytes
+        and (_is_told(job) or books.now - _since(job) >= books.policy.grow_hold_s)
         and not books.hours.has_closed(job.window)
     )
+
+
+def _since(job: JobRecord) -> float:
+    return max(job.budget_since or 0.0, job.started_at or 0.0)
+
+
+def _is_told(job: JobRecord) -> bool:
+    """Whether its program has said what it has use for after it was given its budget."""
+    return job.wants_since is not None and job.wants_since >= _since(job)
 
 
 def _is_wanted(taker: _Taker, least_waiting: int) -> bool:
@@ -128,12 +137,16 @@ def _offer(books: Books, offers: list[tuple[float, int, int]], number: int, take
 def _limit(books: Books, taker: _Taker) -> int:
     """The most it could have now."""
     free = min(taker.device.room(taker.job), books.quota_left(taker.job.user))
-    return min(taker.job.budget_max_bytes, taker.gets + max(free, 0))
+    return min(taker.job.most_bytes, taker.gets + max(free, 0))
 
 
 def _is_worth_asking(books: Books, taker: _Taker, to: int) -> bool:
-    """A job that starts takes what it gets at no cost; one that runs has to be asked, and to copy."""
-    return taker.holder is None or gain(taker.job, taker.had, to) >= books.policy.grow_min_gain
+    """A job that starts takes what it gets at no cost, one that had it before takes it back; others have to copy."""
+    return (
+        taker.holder is None
+        or _is_told(taker.job)
+        or gain(taker.job, taker.had, to) >= books.policy.grow_min_gain
+    )
 
 
 def _take(books: Books, taker: _Taker, to: int) -> None:

@@ -62,11 +62,14 @@ def _window(books: Books, holder: Holder) -> Pause | Resume | None:
 
 
 def _lowered(books: Books, holder: Holder) -> None:
-    """Its owner has lowered what it may hold at most."""
+    """Its owner has lowered what it may hold at most, or its program has no use for all of it."""
     job = holder.job
-    most = max(job.budget_max_bytes, job.floor_bytes)
+    most = max(job.most_bytes, job.floor_bytes)
     if holder.can_be_asked and holder.target > most > 0:
-        books.shrink(holder, most, f"its range ends at {format_bytes(job.budget_max_bytes)} now")
+        why = f"its range ends at {format_bytes(job.budget_max_bytes)} now"
+        if job.most_bytes < job.budget_max_bytes:
+            why = "its program has no use for more now"
+        books.shrink(holder, most, why)
 
 
 def _overbooked(books: Books, device: DeviceBooks) -> None:

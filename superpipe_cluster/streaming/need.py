@@ -20,6 +20,8 @@ class Need:
         self._least = self._least_before = 0  # others and the slabs of one operator
         self._at_begin = 0
         self._least_ever = 0
+        #: The largest step that may come, where the program has made it on purpose; else none is known.
+        self._rehearsed: int | None = None
 
     def begin_step(self, others: int) -> None:
         """A step starts, with `others` bytes in use."""
@@ -33,6 +35,10 @@ class Need:
         self._others = max(self._others, others)
         self._least = max(self._least, others + operands)
 
+    def rehearsed(self) -> None:
+        """From now on no step needs more than the largest so far did, beside what is held when it begins."""
+        self._rehearsed = max(self._least_ever, self._least) or None
+
     def most_others(self, now: int) -> int:
         """Others to reckon with, if `now` are in use."""
         return max(now, self._others, self._others_before)
@@ -40,8 +46,11 @@ class Need:
     def floor(self, others: int, largest_unit: int) -> int | None:
         """The smallest budget in which every step so far could have been made; None before the first.
 
-        More than `check` asks for: the steps to come may be like any of those before, not only like the last two.
+        More than `check` asks for: the steps to come may be like any of those before, not only like the last two. Where
+        the largest was rehearsed, what counts is that one, and what is held now.
         """
+        if self._rehearsed is not None:
+            return _with_spare(max(self._rehearsed, others))
         least = max(self._least_ever, self._least)
         return _with_spare(max(least, others, self._at_begin + largest_unit)) if least else None
 
@@ -54,11 +63,16 @@ class Need:
             largest_unit: bytes of all slabs of the unit where they are most.
 
         Raises:
-            BudgetTooSmall: a moment of this step or of the last one needed more.
+            BudgetTooSmall: a moment of this step or of the last one needed more, or the step that was rehearsed does.
         """
-        measured = max(self._least, self._least_before, others)
-        if self._least:  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
-            measured = max(measured, self._at_begin + largest_unit)
+        if self._rehearsed is not None:
+            measured = max(self._rehearsed, others)
+        else:
+            measured = max(self._least, self._least_before, others)
+            if (
+                self._least
+            ):  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
+                measured = max(measured, self._at_begin + largest_unit)
         needed = _with_spare(measured)
         if budget_bytes < needed:
             raise BudgetTooSmall(

@@ -54,7 +54,8 @@ class StreamStats:
         shared_bytes: how many of these are in copies that other processes use as well, or could.
         disk_bytes: bytes of master copies in files.
         surprises: accesses that came otherwise than foreseen.
-        floor_bytes: the smallest budget in which every step so far could have been made; None before the first one.
+        floor_bytes: the smallest budget in which every step so far could have been made, or the one that was rehearsed
+            (see `Streamer.rehearsed`); None before the first one.
     """
 
     units: int
@@ -190,6 +191,15 @@ class Streamer:
         policy = policy_for(self._parts, self._engine.device, budget_bytes, terms)
         GUARD.when_awake(partial(self._engine.resize, budget_bytes, k, policy))
         self._terms = terms
+
+    def rehearsed(self) -> None:
+        """Tell that the largest step has been made: from now on `floor_bytes` is what that one needed.
+
+        Without this, a larger step raises it for good, since another one may come. What the program keeps on the device
+        between steps (caches, say) is then counted for as long as it is there. It is the program's to see that a step
+        and what is kept fit the budget together.
+        """
+        self._engine.need.rehearsed()
 
     def stats(self) -> StreamStats:
         """What has happened so far."""

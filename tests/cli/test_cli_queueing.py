@@ -154,6 +154,20 @@ def test_a_running_job_tells_what_is_asked_of_it(head: Head) -> None:
     assert "pausing" in ask(head, "queue").stdout
 
 
+def test_one_that_has_no_use_for_its_bytes_says_so(head: Head) -> None:
+    job_id = submitted(head, "idle", resources={"gpu_memory": "1GiB..2GiB"})
+    head.service.run(job_id, 2 * GIB)
+    assert "enough" not in ask(head, "show", job_id).stdout
+    head.service.happen(job_id, events.Wanted(0))
+    head.service.happen(job_id, events.ResizeAsked(GIB, 1, "its program has no use for more now"))
+    head.service.happen(job_id, events.Resized(GIB, 1))
+    shown = " ".join(ask(head, "show", job_id).stdout.split())
+    assert "1.0 GiB of 1.0 GiB..2.0 GiB; 1.0 GiB is enough for now" in shown
+    assert "shrunk from 2.0 GiB to 1.0 GiB, just now: its program has no use for more now" in shown
+    head.service.happen(job_id, events.Wanted(None))
+    assert "enough" not in ask(head, "show", job_id).stdout
+
+
 # ---- acts on jobs ----------------------------------------------------------------------------------
 
 

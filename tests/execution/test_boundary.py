@@ -112,6 +112,19 @@ def test_one_that_is_too_small_is_refused_with_what_is_needed(desk: Desk) -> Non
     assert "400 bytes" in told["budget_refused"]
 
 
+def test_a_floor_that_has_fallen_is_the_floor(desk: Desk) -> None:
+    model = Model(1000, 400)
+    desk.boundary.add(model, 1000, None)
+    desk.ask(300, 1)
+    desk.boundary.reach()
+    assert (desk.boundary.floor_bytes(), desk.boundary.budget_bytes) == (400, 1000)
+    model.least_bytes = 200
+    assert desk.boundary.floor_bytes() == 200
+    desk.ask(300, 2)
+    desk.boundary.reach()
+    assert (desk.boundary.budget_bytes, desk.told[-1]["floor_bytes"]) == (300, 200)
+
+
 def test_before_its_first_step_a_model_is_not_shrunk(desk: Desk) -> None:
     model = Model(0, 400, measured=False)
     desk.boundary.add(model, 1000, None)

@@ -152,6 +152,40 @@ def test_what_is_in_force_is_in_every_report(tmp_path: Path) -> None:
     assert run.supervisor.wait(20) is not None
 
 
+#: Has use for less than it has.
+WISHES = """
+def main(job):
+    while not job.should_stop:
+        job.wants("512KiB")
+        if job.params["wrong"]:
+            job.wants(-1)
+"""
+
+
+def test_what_a_program_has_use_for_is_in_every_report(tmp_path: Path) -> None:
+    job = {"kind": "train", "name": "tiny", "worker": "mine.py", "params": {"wrong": False}}
+    prepare(tmp_path, WISHES, job=job)
+    supervisor = Supervisor(tmp_path)
+    supervisor.start()
+    wait_until(lambda: supervisor.take_progress().get("wants_bytes") == 512 << 10, "it is told")
+    assert supervisor.take_progress() == {"wants_bytes": 512 << 10}
+    supervisor.stop("cancelled")
+    end = supervisor.wait(20)
+    assert end is not None
+    assert (end.reason, end.message) == ("cancelled", None)
+
+
+def test_what_cannot_be_wanted_is_refused(tmp_path: Path) -> None:
+    job = {"kind": "train", "name": "tiny", "worker": "mine.py", "params": {"wrong": True}}
+    prepare(tmp_path, WISHES, job=job)
+    supervisor = Supervisor(tmp_path)
+    supervisor.start()
+    end = supervisor.wait(20)
+    assert end is not None
+    assert end.reason == "bad_input"
+    assert "-1 bytes cannot be wanted" in (end.message or "")
+
+
 def test_one_that_stands_still_hears_that_it_is_to_stop(tmp_path: Path) -> None:
     run = Run(tmp_path, 3)
     run.until(lambda said: said.get("step") == 3, "it is at its third step")

@@ -223,6 +223,54 @@ def test_one_that_stands_still_makes_room_too(lab: Lab, job: JobRecord) -> None:
     assert (lab.state(job), lab.get(job).promised_bytes) == ("PAUSED", 4 * GIB)
 
 
+def test_what_a_program_has_no_use_for_goes_to_others_and_comes_back(lab: Lab, job: JobRecord) -> None:
+    lab.end(job)
+    model = lab.submit(gib=8, budget_min_bytes=3 * GIB)
+    lab.run(model)
+    other = lab.submit(gib=2, budget_max_bytes=6 * GIB)
+    lab.run(other)
+    lab.clock.now_s += 60
+    lab.tick.run()
+    assert [lab.get(each).promised_bytes for each in (model, other)] == [8 * GIB, 2 * GIB]
+
+    woken = lab.woken
+    lab.tell(model, wants_bytes=0)
+    assert lab.woken > woken
+    lab.tick.run()
+    orders = lab.tell(model, wants_bytes=0)  # as every report says it from now on
+    assert orders.budget_bytes == 3 * GIB
+    lab.tell(model, wants_bytes=0, budget_bytes=3 * GIB, budget_revision=orders.budget_revision)
+    lab.tick.run()
+    assert lab.get(other).budget_asked_bytes == 6 * GIB
+    assert lab.store.events(model.id)[-2].data["why"] == "its program has no use for more now"
+    lab.tell(other, budget_bytes=6 * GIB, budget_revision=lab.get(other).budget_revision)
+
+    woken = lab.woken
+    lab.tell(model)  # an older worker's report, which says nothing of it
+    assert (lab.get(model).wants_bytes, lab.woken) == (0, woken)
+    lab.tell(model, wants_bytes=None)
+    assert lab.woken > woken
+    lab.tick.run()  # at once, however short it has had its budget: what is free
+    assert lab.get(model).budget_asked_bytes == 4 * GIB
+    assert kinds(lab, model).count("wanted") == 2
+
+
+def test_a_new_attempt_has_use_for_all_of_it_again(lab: Lab, job: JobRecord) -> None:
+    lab.tell(job, wants_bytes=3 * GIB)
+    assert lab.get(job).wants_bytes == 3 * GIB
+    lab.executor.workers.clear()
+    lab.tick.run()
+    after = lab.get(job)
+    assert (after.state, after.wants_bytes, after.budget_bytes) == ("STARTING", None, 8 * GIB)
+
+
+def test_one_that_is_stopping_wants_nothing_any_more(lab: Lab, job: JobRecord) -> None:
+    advance(lab.store, job.id, StopAsked("cancelled"))
+    woken = lab.woken
+    assert lab.tell(job, wants_bytes=0).stop == "cancelled"
+    assert (lab.get(job).wants_bytes, lab.woken) == (None, woken)
+
+
 def test_workers_with_orders_are_hurried_once(lab: Lab, job: JobRecord) -> None:
     lab.tick.run()
     assert lab.executor.hurried == []
@@ -245,6 +293,7 @@ def test_the_events_of_a_changing_budget_replay_to_the_record(lab: Lab, job: Job
     acknowledge(lab, job, 6, second)
     advance(lab.store, job.id, PauseAsked("window"))
     lab.tell(job, paused=True)
+    lab.tell(job, paused=True, wants_bytes=2 * GIB)
     lab.clock.now_s += 5
     lab.end(job)
     replayed = replay(event.happened for event in lab.store.events(job.id))

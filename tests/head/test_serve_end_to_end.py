@@ -1,4 +1,4 @@
-"""A served model in a real cluster: submitted, asked by the `openai` client, killed, back, and cancelled."""
+"""A served model in a real cluster: submitted, asked by the `openai` client, killed, idle, back, and cancelled."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ JOB = {
 }  # fmt: skip
 
 
+MIB = 2**20
+
+#: Holds its bytes until a file is there.
+NEIGHBOUR = """
+import time
+from pathlib import Path
+
+def main(job):
+    while not Path(job.params["until"]).exists() and not job.should_stop:
+        time.sleep(0.05)
+"""
+
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -41,9 +53,69 @@ def home(tmp_path: Path) -> Iterator[Home]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     home = Home(tmp_path / "home")
-    up(UpOptions(home.root, port=port, devices=("cpu:1GiB@2GB/s",)))
+    up(UpOptions(home.root, port=port, devices=("cpu:8MiB@2GB/s",)))
     yield home
     down(home.root)
+
+
+def test_an_idle_model_gives_back_what_it_has_no_use_for(home: Home, tmp_path: Path) -> None:
+    url, token = home.read_cluster().url, home.token.read_text()
+    served = {
+        **JOB,
+        "serve": {"max_requests": 4, "max_tokens": 8, "idle_after": "1s"},
+        "resources": {"gpu_memory": "3MiB..6MiB"},
+    }
+    program, until = tmp_path / "neighbour.py", tmp_path / "until"
+    program.write_text(NEIGHBOUR)
+    with (
+        Client(url, token) as client,
+        openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as asking,
+    ):
+
+        def answer() -> str | None:
+            try:
+                asked = asking.completions.create(model="tiny", prompt="def f(", temperature=0)
+            except (openai.InternalServerError, openai.NotFoundError):
+                state = client.show(job.id)
+                assert not state.is_over, state.message
+                return None
+            return asked.choices[0].text
+
+        def budget() -> int:
+            return client.show(job.id).promised_bytes
+
+        job = client.submit(spec.parse(served))
+        said = wait_until(answer, "the model answers", 100)
+        assert client.show(job.id).budget_bytes == 6 * MIB
+        wait_until(lambda: budget() == 3 * MIB, "it has given back all but its guarantee", 30)
+        wait_until(lambda: client.show(job.id).k == 1, "it is as small in that", 30)
+        idle = client.show(job.id)
+        assert (idle.state, idle.most_bytes) == ("RUNNING", 3 * MIB)
+        asks = [event.data["why"] for event in idle.events if event.kind == "resize_asked"]
+        assert asks == ["its program has no use for more now"]
+
+        neighbour = client.submit(
+            spec.parse(
+                {
+                    "kind": "train",
+                    "name": "neighbour",
+                    "worker": str(program),
+                    "params": {"until": str(until)},
+                    "resources": {"gpu_memory": "5MiB"},
+                }
+            )
+        )
+        wait_until(lambda: client.show(neighbour.id).state == "RUNNING", "a second job runs beside it", 60)
+        assert answer() == said
+        beside = client.show(job.id)
+        assert (beside.state, beside.promised_bytes) == ("RUNNING", 3 * MIB)
+        assert sum(event.kind == "resize_asked" for event in beside.events) == 1, "nobody had to ask for room"
+        assert beside.peak_bytes <= 6 * MIB
+        until.touch()
+        wait_until(
+            lambda: answer() == said and budget() == 6 * MIB, "it has them back once they are free", 30
+        )
+        assert client.show(job.id).attempt == 1
 
 
 def test_a_served_model_from_submit_to_cancel(home: Home) -> None:

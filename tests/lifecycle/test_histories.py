@@ -20,6 +20,7 @@ from superpipe_cluster.lifecycle.events import (
     Resumed,
     Started,
     StopAsked,
+    Wanted,
 )
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import EndReason, JobState
@@ -38,6 +39,7 @@ REASONS = st.sampled_from([reason.value for reason in EndReason if reason is not
 EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.sampled_from([Held(), Released(), Started(), Paused(), Resumed(), DependencyFailed(job_id="0")]),
     st.builds(Placed, device=st.sampled_from(["cpu:0", "cpu:1"]), budget_bytes=st.integers(1, 100)),
+    st.builds(Wanted, budget_bytes=st.none() | st.integers(0, 100)),
     st.builds(StopAsked, why=st.sampled_from(["cancelled", "time_limit", "preempted"])),
     st.builds(Exited, reason=REASONS, exit_code=st.integers(-15, 2)),
     st.builds(Lost, why=st.sampled_from(["worker_lost", "node_lost"])),
@@ -90,6 +92,7 @@ class AJob(RuleBasedStateMachine):
             assert job.budget_bytes is not None
         if job.state.is_waiting:
             assert (job.device, job.budget_bytes, job.started_at, job.stop_asked) == (None, None, None, None)
+            assert job.wants_bytes is None
         if job.state.is_terminal:
             assert job.reason in set(EndReason)
             assert EndReason(job.reason).ends_in is job.state

@@ -294,6 +294,55 @@ def test_a_raised_guarantee_comes_before_newcomers() -> None:
     assert resizes(raised, beside, job("2", 2)) == {}
 
 
+# ---- what programs have no use for --------------------------------------------------------------------
+
+
+def test_what_a_program_has_no_use_for_is_taken_back_as_far_as_its_guarantee() -> None:
+    idle = running("1", "cpu:0", 8, low=3, wants_bytes=0, wants_since=NOW)
+    assert decided(idle) == [Resize("1", 3, "its program has no use for more now")]
+    assert resizes(idle.model_copy(update={"wants_bytes": 5})) == {"1": 5}
+    assert resizes(idle.model_copy(update={"floor_bytes": 4})) == {"1": 4}
+    assert resizes(idle.model_copy(update={"wants_bytes": 99})) == {}
+    assert resizes(idle.model_copy(update={"wants_bytes": None})) == {}
+    assert resizes(idle.model_copy(update={"budget_bytes": 3, "charged_bytes": 3})) == {}
+    lowered = idle.model_copy(update={"wants_bytes": 7, "budget_max_bytes": 6})
+    assert decided(lowered) == [Resize("1", 6, "its range ends at 6 B now")]
+
+
+@pytest.mark.parametrize("fixed", ["may_shrink", "may_grow"])
+def test_who_is_not_to_move_keeps_what_it_has_no_use_for(fixed: str) -> None:
+    assert resizes(running("1", "cpu:0", 8, low=3, wants_bytes=0, wants_since=NOW, **{fixed: False})) == {}
+
+
+def test_what_one_has_no_use_for_is_another_ones() -> None:
+    given_back = running("1", "cpu:0", 3, low=3, wants_bytes=0, wants_since=NOW - 60).model_copy(
+        update={"budget_max_bytes": 10}
+    )
+    grower = running("2", "cpu:0", 2).model_copy(update={"budget_max_bytes": 10})
+    assert resizes(given_back, grower) == {"2": 7}
+    assert starts(given_back, job("2", 2, 10)) == {"2": ("cpu:0", 7)}
+    enough = given_back.model_copy(update={"wants_bytes": 5})
+    assert resizes(enough) == {"1": 5}
+
+
+def test_who_has_use_for_more_again_is_not_kept_waiting() -> None:
+    shrunk = running("1", "cpu:0", 3, low=3, budget_since=NOW - 2).model_copy(
+        update={"budget_max_bytes": 10, "floor_bytes": 3}
+    )
+    assert resizes(shrunk) == {}
+    told = {"wants_bytes": None, "wants_since": NOW - 1}
+    assert resizes(shrunk.model_copy(update=told)) == {"1": 10}
+    beside = running("2", "cpu:0", 6)
+    assert resizes(shrunk.model_copy(update=told), beside) == {"1": 4}
+    # It gave them back of its own accord, and takes them back however little its forecast says of them.
+    hardly_faster = {"curve": ((3, 1.01, 6), (10, 1.0, 0))}
+    assert resizes(shrunk.model_copy(update={**hardly_faster, "budget_since": NOW - 60})) == {}
+    assert resizes(shrunk.model_copy(update={**hardly_faster, **told})) == {"1": 10}
+    # Nobody else is asked for what is not free, and the next bytes come as to anybody.
+    grown = shrunk.model_copy(update={**told, "budget_bytes": 4, "charged_bytes": 4, "budget_since": NOW})
+    assert resizes(grown, running("2", "cpu:0", 6, low=1)) == {}
+
+
 def test_a_start_is_given_what_is_free_and_nothing_else() -> None:
     (start,) = [one for one in decided(under_way("1", 4, 2), job("2", 6, 10)) if isinstance(one, Start)]
     assert start.budget_bytes == 6

@@ -70,7 +70,7 @@ def test_running_jobs_are_asked_within_reason(world: World) -> None:
                 assert one.budget_bytes >= min(floor_of(record), record.promised_bytes)
             else:
                 assert record.may_grow or one.budget_bytes <= record.budget_min_bytes
-                assert one.budget_bytes <= max(record.budget_max_bytes, record.budget_min_bytes)
+                assert one.budget_bytes <= max(record.most_bytes, record.budget_min_bytes)
         if isinstance(one, Preempt):
             assert record.stop_asked is None
             if one.for_job is not None:
@@ -146,6 +146,8 @@ def test_decisions_come_to_rest(world: World) -> None:
         world.now += 31.0
     assert all(isinstance(one, Wait) for one in decisions), decisions
     assert all(len(budgets) <= 10 for budgets in asked.values())
+    askable = [one for one in world.records.values() if one.state in (JobState.RUNNING, JobState.PAUSED)]
+    assert all(one.promised_bytes <= max(one.most_bytes, one.floor_bytes) for one in askable)
 
 
 # ---- nobody is delayed, nobody starves ----------------------------------------------------------------

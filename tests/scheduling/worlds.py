@@ -20,6 +20,7 @@ from superpipe_cluster.lifecycle.events import (
     ResumeAsked,
     Started,
     StopAsked,
+    Wanted,
 )
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import JobState
@@ -210,7 +211,7 @@ def worlds(draw: st.DrawFn) -> World:
 def live(draw: st.DrawFn, world: World, moments: int) -> None:
     """Let things happen in any order."""
     for _ in range(moments):
-        what = draw(st.integers(0, 5))
+        what = draw(st.integers(0, 6))
         ids = sorted(world.records)
         if what <= 1:
             world.decide()
@@ -219,6 +220,11 @@ def live(draw: st.DrawFn, world: World, moments: int) -> None:
         elif what == 4 and world.holding():
             one = draw(st.sampled_from(sorted(record.id for record in world.holding())))
             world.happen(one, Exited(reason=draw(st.sampled_from(["ok", "error", "worker_lost"]))))
+        elif what == 5:
+            running = sorted(one.id for one in world.holding() if one.state is JobState.RUNNING)
+            if running:
+                wants = draw(st.sampled_from([None, 0, 2, 5, 9]))
+                world.happen(draw(st.sampled_from(running)), Wanted(wants))
         else:
             passed = draw(st.sampled_from([1.0, 40.0, 700.0, 40_000.0]))
             world.now += passed

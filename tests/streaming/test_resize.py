@@ -127,6 +127,37 @@ def test_a_budget_below_the_minimum_is_refused_with_the_bytes_it_needs_and_nothi
     assert_equal([expected, list(plain.parameters())], [losses, list(model.parameters())])
 
 
+@pytest.mark.parametrize("rehearses", [True, False])
+def test_a_floor_falls_back_to_the_step_that_was_rehearsed(rehearses: bool) -> None:
+    """As a served model has it: what is kept between steps (a cache) is there for a while, and then is not."""
+    plain, model = _twins()
+    with stream(model, WHOLE, poison=True) as streamer, torch.no_grad():
+        model(batch(rows=64))
+        rehearsed = streamer.stats().floor_bytes or 0
+        if rehearses:
+            streamer.rehearsed()
+        assert streamer.stats().floor_bytes == rehearsed
+        kept = [model(batch(seed, rows=64)).new_zeros(rehearsed // 8) for seed in range(8)]
+        assert (streamer.stats().floor_bytes or 0) > 4 * rehearsed
+        model(batch())
+        with pytest.raises(BudgetTooSmall):
+            streamer.resize(rehearsed)
+        kept.clear()
+        if not rehearses:
+            model(batch())
+            assert (streamer.stats().floor_bytes or 0) > 3 * rehearsed, "another step may be like that one"
+            return
+        assert streamer.stats().floor_bytes == rehearsed
+        with pytest.raises(BudgetTooSmall) as refused:
+            streamer.resize(rehearsed - 1)
+        assert refused.value.needed_bytes == rehearsed
+        streamer.resize(rehearsed)
+        loads = streamer.stats().loads
+        assert_equal(plain(batch(5, rows=64)), model(batch(5, rows=64)))
+        assert streamer.stats().loads > loads
+        assert streamer.stats().held_bytes <= rehearsed
+
+
 def test_what_no_resize_can_mean() -> None:
     _, model = _twins()
     streamer = stream(model, WHOLE)

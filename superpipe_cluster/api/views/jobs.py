@@ -83,6 +83,9 @@ class JobView(View):
     promised_bytes: int = Field(0, description="What counts against its device while it holds one.")
     budget_min_bytes: int = 0
     budget_max_bytes: int = 0
+    most_bytes: int | None = Field(
+        None, description="Of `budget_max_bytes`, what it has use for now; it is given no more."
+    )
     host_bytes: int = Field(0, description="RAM for the host copy of its model.")
     shared_bytes: int = Field(0, description="Of this, frozen weights in one copy with all jobs on the same.")
     model_bytes: int = 0
@@ -180,6 +183,7 @@ def _fields(record: JobRecord, without: set[str]) -> dict[str, Any]:
     budget_bytes = record.budget_bytes or record.budget_max_bytes
     return {
         **record.model_dump(mode="json", exclude=without),
+        "most_bytes": record.most_bytes,
         "promised_bytes": record.promised_bytes if record.state.holds_device else 0,
         "forecast_step_s": step_s(record.curve, budget_bytes) if record.curve else None,
     }

@@ -104,6 +104,8 @@ def _budget(job: JobDetail, now: float) -> Iterator[tuple[str, str]]:
     fixed = [word for word in ("shrink", "grow") if elastic.get(word) is False]
     bound = elastic.get("max_slowdown")
     rules = [f"never {word}s" for word in fixed] + ([f"at most {bound:g}x slower"] if bound else [])
+    if job.most_bytes is not None and job.most_bytes < job.budget_max_bytes:
+        rules.append(f"{render.size(job.most_bytes)} is enough for now")
     given = f"{render.size(job.budget_bytes)} of " if job.budget_bytes else ""
     yield "budget", "; ".join([given + span, *rules])
     asked = job.budget_asked_bytes

@@ -26,7 +26,7 @@ class ServeSection(StrictModel):
     exact: Flag = True
     """Give each request the very bits it would have alone; false is faster where the whole model fits the budget."""
     idle_after: Duration | None = 300.0
-    """Without requests for so long, hold one unit on the device until the next; null to stay as large as ever."""
+    """Without requests for so long, give back all but the guaranteed memory until the next; null to keep all of it."""
     end_after: Duration | None = None
     """Without requests for so long, the job ends; null to run until it is cancelled."""
 
