@@ -215,12 +215,14 @@ def probe(job: GenerateJob) -> Probe:
     encoded = [tokenizer.encode(prompt) or [0] for prompt in read_prompts(settings.prompts)]
     packed = packable(model)
     if packed is not None:
-        engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits_of(encoded, settings))
-        return Probe(model, engine.rehearse)
+        limits = limits_of(encoded, settings)
+        engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits)
+        # A pass brings each by a token; those that end early, or have no room beside the others, are not foreseen.
+        return Probe(model, engine.rehearse, steps=limits.max_requests / settings.max_new_tokens)
     batch = torch.zeros(1, longest(encoded, settings), dtype=torch.long)
 
     def step() -> None:
         with torch.no_grad():
             model(input_ids=batch, use_cache=True)
 
-    return Probe(model, step)
+    return Probe(model, step, steps=1 / settings.max_new_tokens)

@@ -273,7 +273,7 @@ class Submission:
             host_bytes=needs.host_bytes,
             model_bytes=plan.model_bytes if plan is not None else 0,
             units=plan.units if plan is not None else None,
-            steps=getattr(getattr(job, "train", None), "steps", None),
+            steps=job.steps,
         )
 
     def _behind(self, asked: _Resolved) -> Wait | None:

@@ -91,6 +91,11 @@ class JobBase(StrictModel):
         return tuple(dict.fromkeys((*self.after.all, *([source] if source else []))))
 
     @property
+    def steps(self) -> int | None:
+        """Steps that its program takes, as it counts them in its progress; None where the job file does not tell."""
+        return None
+
+    @property
     def time_limit_s(self) -> float | None:
         """The time limit in seconds."""
         return self.time_limit

@@ -119,6 +119,12 @@ def test_a_job_comes_in_with_its_program_its_plan_and_its_bytes(desk: Desk) -> N
     assert desk.woken == 1
 
 
+def test_the_steps_that_a_job_file_tells_are_in_the_record(desk: Desk) -> None:
+    assert desk.submit(kind="finetune", finetune={"steps": 40}).steps == 40
+    assert desk.submit(kind="finetune", finetune={"epochs": 2}).steps is None
+    assert desk.submit(train={"steps": 5}).steps == 5
+
+
 def test_where_others_wait_already_a_job_says_from_the_first_that_it_waits_for_them(desk: Desk) -> None:
     assert desk.submit().reason is None
     desk.outlook.replace({}, Wait("1", WaitReason.PRIORITY, "others are ahead"))

@@ -203,6 +203,7 @@ def test_a_killed_lora_run_on_packed_chats_has_the_bytes_of_peft(base: Path, tmp
     run.kill_at(run.start(), 3)
     run.succeed()
     assert "resumed at step 2, attempt 2" in run.log()
+    assert run.progress["steps"] == spec.parse(run.attempt.job).steps == 6
     assert BUDGET < MODEL_BYTES <= run.progress["model_bytes"]
     assert run.progress["loads"] > run.progress["units"]
     assert 0 < run.progress["peak_bytes"] <= BUDGET

@@ -181,6 +181,11 @@ class FinetuneJob(JobBase):
             yield Complaint(at, f"{home}, but finetune.share_base shares the base", "write host: shared")
 
     @property
+    def steps(self) -> int | None:
+        """Those of the optimizer; how many an epoch has, only the examples tell."""
+        return self.finetune.steps if self.finetune is not None else None
+
+    @property
     def host(self) -> Literal["pinned", "shared", "disk"]:
         """Where weights wait: `resources.host`, or `shared` where the base is and nothing else was asked for."""
         shares = self.finetune is not None and self.finetune.shares_base and self.resources.host == "pinned"
