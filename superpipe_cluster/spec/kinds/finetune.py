@@ -25,8 +25,9 @@ class ExamplesSection(StrictModel):
     """Part of the examples that is held out for the evaluation loss, without `eval_files`."""
     format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
     """How to read the files; `auto` goes by their extensions."""
-    rows: Literal["auto", "text", "prompt", "alpaca", "messages"] = "auto"
-    """What a row is: a text, prompt and completion, instruction/input/output, or a chat; `auto` goes by its columns."""
+    rows: Literal["auto", "text", "prompt", "alpaca", "messages", "sharegpt"] = "auto"
+    """What a row is: a text, prompt and completion, instruction/input/output, or a chat in `messages` (role, content) or
+    `conversations` (from, value); `auto` goes by its columns."""
     columns: dict[str, Text] = Field(default_factory=dict[str, str])
     """Columns under other names, `{prompt: question, completion: answer}`."""
     chat_template: Text | None = None
@@ -58,11 +59,17 @@ class ExamplesSection(StrictModel):
 #: Columns that rows have, by what a row is.
 COLUMNS_OF_ROWS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "prompt": ("prompt", "completion"),
     "text": ("text",),
 }
-COLUMNS = (*dict.fromkeys(name for names in COLUMNS_OF_ROWS.values() for name in names), "input", "tools")
+COLUMNS = (
+    *dict.fromkeys(name for names in COLUMNS_OF_ROWS.values() for name in names),
+    "input",
+    "system",
+    "tools",
+)
 
 
 class LoraSection(StrictModel):
