@@ -19,8 +19,7 @@ import torch
 
 from superpipe_cluster.errors import BadInput, DeviceOutOfMemory
 from superpipe_cluster.language_models import (
-    build_model,
-    build_to_stream,
+    build_frozen,
     check_length,
     load_config,
     load_tokenizer,
@@ -53,8 +52,7 @@ def main(job: Job) -> None:
     prompts = read_prompts(settings.prompts)
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(config, longest(encoded, settings), "generate.max_new_tokens")
-    model, weights = build_to_stream(asked.model, config)
-    model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
+    model, weights = build_frozen(asked.model, config)
 
     path = job.output / "completions.jsonl"
     require_writable(path.parent, path.name)
@@ -210,8 +208,7 @@ def probe(job: GenerateJob) -> Probe:
     settings = job.generate
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
-    model = build_model(job.model, config, weights=False)
-    model.eval()
+    model, _ = build_frozen(job.model, config, weights=False)
     encoded = [tokenizer.encode(prompt) or [0] for prompt in read_prompts(settings.prompts)]
     packed = packable(model)
     if packed is not None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from superpipe_cluster.errors import BadInput
+from superpipe_cluster.errors import BadInput, first_line
 from superpipe_cluster.language_models import read_prompts
 from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
@@ -271,11 +271,6 @@ def is_about(line: str, picture: dict[str, Any]) -> bool:
         return picture.items() <= json.loads(line).items()
     except (ValueError, AttributeError):
         return False
-
-
-def first_line(error: BaseException) -> str:
-    """An error in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # ---- the plan -----------------------------------------------------------------------------------------

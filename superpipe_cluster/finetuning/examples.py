@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from superpipe_cluster.errors import BadInput, FileMissing
+from superpipe_cluster.errors import BadInput, FileMissing, first_line
 from superpipe_cluster.finetuning.rows import Row, read_rows
 from superpipe_cluster.language_models import Tokenizer
-from superpipe_cluster.pretrained import first_line
 from superpipe_cluster.spec import ExamplesSection
 from superpipe_cluster.spec.files import expand_patterns
 from superpipe_cluster.spec.kinds.finetune import COLUMNS_OF_ROWS

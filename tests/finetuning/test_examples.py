@@ -183,7 +183,11 @@ def test_what_is_too_long(tmp_path: Path) -> None:
             {},
             "row 1: turn 2 does not say who speaks, and what: it has content",
         ),
-        ([{"conversations": [{"from": "human", "value": 3}]}], {}, "row 1: turn 1 does not say who speaks, and what: it has from, value"),
+        (
+            [{"conversations": [{"from": "human", "value": 3}]}],
+            {},
+            "row 1: turn 1 does not say who speaks, and what: it has from, value",
+        ),
         ([{"conversations": sharegpt(CHAT[0])}], {}, "row 1: a conversation, and the tokenizer"),
         (CHAT, {}, "row 1: a conversation, and the tokenizer has no chat template"),
     ],
