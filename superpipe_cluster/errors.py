@@ -1,6 +1,7 @@
 """Every error a person can meet: one tree, each with a message, a hint and an exit code.
 
-Owns the classes and nothing else; printing them is the CLI's work, turning them into HTTP answers the API's.
+Owns the classes, and how others' errors are quoted in them; printing them is the CLI's work, turning them into HTTP
+answers the API's.
 `ValueError`-like misuse inside the package is an `assert`; what a user can cause is one of these.
 """
 
@@ -185,3 +186,8 @@ class StaleWrite(Conflict):
     """A write with an old epoch or an old view of the record was refused; the writer drops its effects."""
 
     code = "stale_write"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line: other libraries' errors, as a part of ours."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

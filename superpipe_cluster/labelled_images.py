@@ -13,8 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from superpipe_cluster.errors import BadInput, FileMissing
-from superpipe_cluster.pretrained import first_line
+from superpipe_cluster.errors import BadInput, FileMissing, first_line
 from superpipe_cluster.spec import ImagesSection, files
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from superpipe_cluster import pretrained
-from superpipe_cluster.errors import BadInput, FileMissing
-from superpipe_cluster.pretrained import first_line, transformers
+from superpipe_cluster.errors import BadInput, FileMissing, first_line
+from superpipe_cluster.pretrained import transformers
 from superpipe_cluster.spec import DataSection, ModelSection
 
 if TYPE_CHECKING:
@@ -86,14 +86,12 @@ class _PretrainedTokenizer:
 
 
 def load_tokenizer(section: ModelSection) -> Tokenizer:
-    """The tokenizer of a model section: the named one, else the source's own, else bytes.
+    """The tokenizer of a model section: the named one, else the source's own, for an adapter its base's, else bytes.
 
     Raises:
         BadInput: it cannot be loaded.
     """
-    named = section.tokenizer
-    if named is None and section.source is not None and _has_tokenizer(section.source):
-        named = section.source
+    named = section.tokenizer or pretrained.tokenizer_source(section)
     if named is None or named == "bytes":
         return ByteTokenizer()
     library = transformers()
@@ -133,6 +131,13 @@ def build_to_stream(
 ) -> tuple[PreTrainedModel, Path | None]:
     """The causal language model and the files to stream it from, as `pretrained.build_to_stream` builds them."""
     return pretrained.build_to_stream(section, config, "AutoModelForCausalLM", saved)
+
+
+def build_frozen(
+    section: ModelSection, config: PreTrainedConfig, *, weights: bool = True
+) -> tuple[PreTrainedModel, Any]:
+    """The causal language model to use, and what to stream it from, as `pretrained.build_frozen` builds them."""
+    return pretrained.build_frozen(section, config, "AutoModelForCausalLM", weights=weights)
 
 
 def check_length(config: PreTrainedConfig, length: int, field: str) -> None:
@@ -216,8 +221,3 @@ def read_prompts(prompts: str | Sequence[str], field: str = "generate.prompts") 
     if not found:
         raise BadInput(f"{field}: no prompt in {path}", hint="write one prompt per line")
     return found
-
-
-def _has_tokenizer(source: str) -> bool:
-    folder = Path(source)
-    return not folder.is_dir() or any(folder.glob("tokenizer*")) or (folder / "vocab.json").exists()

@@ -1,7 +1,12 @@
 """Hugging Face models of any class, as a job file names them: built so that their weights stream from their files.
 
-Owns the building, with errors that name the field to mend; transformers does the work. Tokenizers, texts and images are
-others', and what is done with the model is the worker program's.
+Owns the building, with errors that name the field to mend; transformers does the work, and PEFT where the source is an
+adapter. Tokenizers, texts and images are others', and what is done with the model is the worker program's.
+
+[Note: adapters as models] Who trains all weights trains a whole model: an adapter is merged into its base
+(`build_model`, `build_to_stream`). Who trains none leaves the adapter beside its base, whose frozen weights stream from
+their files and can be shared with all other jobs on it (`build_frozen`). Who trains an adapter trains that one further
+(`build_adapted`).
 """
 
 from __future__ import annotations
@@ -10,8 +15,9 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from superpipe_cluster.errors import BadInput, SpclusterError
-from superpipe_cluster.spec import ModelSection
+from superpipe_cluster.adapters import Adapter, add_adapter, put_adapter, renamed
+from superpipe_cluster.errors import BadInput, SpclusterError, first_line
+from superpipe_cluster.spec import LoraSection, ModelSection
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +35,46 @@ _WHAT: dict[AutoClass, str] = {
 }
 
 
+def adapter_of(section: ModelSection) -> Adapter | None:
+    """The adapter that is the model's source; None where that is a model, or where there is none.
+
+    Raises:
+        BadInput: it cannot be used.
+    """
+    library = transformers()
+    file = library.utils.find_adapter_config_file(section.source)
+    return None if section.source is None or file is None else Adapter(section.source, file)
+
+
+def base_of(section: ModelSection) -> ModelSection:
+    """The section of the model itself: where the source is an adapter, that of its base.
+
+    Raises:
+        BadInput: the adapter cannot be used.
+    """
+    adapter = adapter_of(section)
+    return section if adapter is None else section.model_copy(update={"source": adapter.base})
+
+
+def tokenizer_source(section: ModelSection) -> str | None:
+    """Where the model's own tokenizer is: in the source, for an adapter without one in its base; None if in neither.
+
+    Raises:
+        BadInput: the adapter cannot be used.
+    """
+
+    def has_one(source: str) -> bool:
+        folder = Path(source)
+        return not folder.is_dir() or any(folder.glob("tokenizer*")) or (folder / "vocab.json").exists()
+
+    if section.source is None or has_one(section.source):
+        return section.source
+    adapter = adapter_of(section)
+    if adapter is not None:
+        load_config(section)  # says it if the base is not there
+    return adapter.base if adapter is not None and has_one(adapter.base) else None
+
+
 def load_config(section: ModelSection, **defaults: Any) -> PreTrainedConfig:
     """The model's configuration.
 
@@ -40,14 +86,22 @@ def load_config(section: ModelSection, **defaults: Any) -> PreTrainedConfig:
         BadInput: no such model class.
     """
     library = transformers()
+    adapter = adapter_of(section)
+    source = section.source if adapter is None else adapter.base
     try:
-        if section.source is not None:
-            return library.AutoConfig.from_pretrained(section.source)
+        if source is not None:
+            return library.AutoConfig.from_pretrained(source)
         return library.AutoConfig.for_model(**{**defaults, **(section.config or {})})
     except Exception as error:
-        field = "model.source" if section.source is not None else "model.config"
+        if adapter is not None:
+            raise BadInput(
+                f"model.source: the adapter {section.source} is for {source}, which cannot be loaded: "
+                f"{first_line(error)}",
+                hint=adapter.how_to_name_the_base,
+            ) from error
+        field = "model.source" if source is not None else "model.config"
         raise BadInput(
-            f"{field}: cannot load {section.source or (section.config or {}).get('model_type')}: {first_line(error)}",
+            f"{field}: cannot load {source or (section.config or {}).get('model_type')}: {first_line(error)}",
             hint="name a local folder with a config.json, a hub model, or a model_type that transformers knows",
         ) from error
 
@@ -55,7 +109,7 @@ def load_config(section: ModelSection, **defaults: Any) -> PreTrainedConfig:
 def build_model(
     section: ModelSection, config: PreTrainedConfig, auto: AutoClass, *, weights: bool = True
 ) -> Any:
-    """The model: pretrained weights, or random ones from `section.seed`.
+    """The model: pretrained weights, or random ones from `section.seed`. See [Note: adapters as models].
 
     Args:
         section: the job's model section.
@@ -66,6 +120,15 @@ def build_model(
     Raises:
         BadInput: there is no such class for this kind of model, or its weights cannot be loaded.
     """
+    adapter = adapter_of(section)
+    if adapter is None:
+        return _build_base(section, config, auto, weights=weights)
+    base = _build_base(base_of(section), config, auto, weights=weights)
+    # PEFT freezes what it adapts.
+    return put_adapter(base, None, adapter)[0].merge_and_unload().requires_grad_(True) if weights else base
+
+
+def _build_base(section: ModelSection, config: PreTrainedConfig, auto: AutoClass, *, weights: bool) -> Any:
     import torch
 
     factory = getattr(transformers(), auto)
@@ -94,7 +157,7 @@ def build_to_stream(
 
     What is in files is not read here: the model's parameters are on `meta`, and go straight to where the runtime keeps
     them. There are no files for random weights, nor for pretrained ones that are stored under other names or in another
-    format: transformers has loaded and converted those, and the model holds them.
+    format, nor for merged ones: those have been loaded and converted, and the model holds them.
 
     Args:
         section: the job's model section.
@@ -105,18 +168,28 @@ def build_to_stream(
     Raises:
         BadInput: as `build_model`, or `saved` is of another model.
     """
+    if adapter_of(section) is not None:
+        if saved is None:
+            return build_model(section, config, auto), None
+        section = base_of(section)
+    return _build_base_to_stream(section, config, auto, saved)
+
+
+def _build_base_to_stream(
+    section: ModelSection, config: PreTrainedConfig, auto: AutoClass, saved: Path | None = None
+) -> tuple[Any, Path | None]:
     from superpipe_cluster.streaming import check_weights, parameters_on_meta
 
     files = saved or _stored_weights(section)
     if files is None:
-        return build_model(section, config, auto), None
+        return _build_base(section, config, auto, weights=True), None
     try:
         with parameters_on_meta():
-            model = build_model(section, config, auto, weights=False)
+            model = _build_base(section, config, auto, weights=False)
         check_weights(model, files)
     except SpclusterError as error:
         if saved is None:  # transformers may know what to make of them, and if not, why
-            return build_model(section, config, auto), None
+            return _build_base(section, config, auto, weights=True), None
         raise BadInput(
             f"the checkpoint is of another model: {error.message}",
             hint="give the changed job another name and submit it anew",
@@ -126,6 +199,82 @@ def build_to_stream(
         with suppress(OSError):  # it has none of its own
             model.generation_config = generation.from_pretrained(section.source)
     return model, files
+
+
+def build_frozen(
+    section: ModelSection, config: PreTrainedConfig, auto: AutoClass, *, weights: bool = True
+) -> tuple[Any, Any]:
+    """The model to use and not to train, and what to stream its weights from. See [Note: adapters as models].
+
+    Args:
+        section: the job's model section.
+        config: its configuration.
+        auto: which class of this kind of model.
+        weights: False for a model of the right shape only (a plan).
+
+    Raises:
+        BadInput: as `build_model`, or the adapter is for another model.
+    """
+    adapter, planned = adapter_of(section), section.planned_lora
+    if adapter is None and planned is None:
+        model, files = _base(section, config, auto, weights=weights)
+        return model.eval().requires_grad_(False), files
+    # An adapter of a language model is around all of it, its head too.
+    is_inside = auto == "AutoModel" and (adapter is None or adapter.config.task_type == "CAUSAL_LM")
+    around: AutoClass = "AutoModelForCausalLM" if is_inside else auto
+    if adapter is None:
+        assert planned is not None
+        adapted, files = add_adapter(
+            *_base(section, config, around, weights=weights), planned, 0, weights=weights
+        )
+    else:
+        adapted, files = _put(section, config, around, adapter, weights=weights)
+    # PEFT's own object only passes on what it is called with. The adapter's weights keep the mark of what is trained:
+    # so they are apart from the base's, which are then the same for every job on them.
+    model = adapted.get_base_model()
+    model = model.base_model if is_inside else model
+    return model.eval(), renamed(files, adapted, model)
+
+
+def build_adapted(
+    section: ModelSection, config: PreTrainedConfig, lora: LoraSection, seed: int, *, weights: bool = True
+) -> tuple[Any, Any]:
+    """A causal language model with an adapter to train, PEFT's object, and what to stream the base from.
+
+    Args:
+        section: the job's model section; where its source is an adapter, that one is trained further.
+        config: the model's configuration.
+        lora: the adapter, where it is a new one.
+        seed: of its first weights.
+        weights: False for a model of the right shape only (a plan).
+
+    Raises:
+        BadInput: as `build_model`, or the adapter is for another model, or is not what `lora` asks for.
+    """
+    adapter = adapter_of(section)
+    if adapter is not None:
+        adapter.require(lora)
+        return _put(section, config, "AutoModelForCausalLM", adapter, weights=weights)
+    base, files = _base(section, config, "AutoModelForCausalLM", weights=weights)
+    return add_adapter(base, files, section.planned_lora or lora, seed, weights=weights)
+
+
+def _put(
+    section: ModelSection, config: PreTrainedConfig, auto: AutoClass, adapter: Adapter, *, weights: bool
+) -> tuple[Any, Any]:
+    """The adapter in its base, whose weights stream from their files where it leaves them as they are."""
+    section = section.model_copy(update={"source": adapter.base})
+    if weights and not adapter.leaves_base:
+        return put_adapter(_build_base(section, config, auto, weights=True), None, adapter)
+    return put_adapter(*_base(section, config, auto, weights=weights), adapter, weights=weights)
+
+
+def _base(
+    section: ModelSection, config: PreTrainedConfig, auto: AutoClass, *, weights: bool
+) -> tuple[Any, Path | None]:
+    if not weights:
+        return _build_base(section, config, auto, weights=False), None
+    return _build_base_to_stream(section, config, auto)
 
 
 def _stored_weights(section: ModelSection) -> Path | None:
@@ -178,8 +327,3 @@ def transformers(extra: str = "lm") -> Any:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

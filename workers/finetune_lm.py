@@ -17,15 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from superpipe_cluster.adapters import load_adapter, save_adapter
 from superpipe_cluster.errors import BadInput
-from superpipe_cluster.finetuning import (
-    Curves,
-    Sequences,
-    add_adapter,
-    load_adapter,
-    read_examples,
-    save_adapter,
-)
+from superpipe_cluster.finetuning import Curves, Sequences, read_examples
 from superpipe_cluster.language_models import (
     build_model,
     build_to_stream,
@@ -34,6 +28,7 @@ from superpipe_cluster.language_models import (
     load_tokenizer,
 )
 from superpipe_cluster.outputs import require_writable
+from superpipe_cluster.pretrained import adapter_of, build_adapted
 from superpipe_cluster.spec import ExamplesSection, FinetuneJob, FinetuneSection
 from superpipe_cluster.training_state import (
     load_training,
@@ -78,6 +73,8 @@ def main(job: Job) -> None:
     checkpoint = job.latest_checkpoint()
     model, weights = build(asked, config, checkpoint)
     check_packing(asked.data, model)
+    if settings.method == "lora" and adapter_of(asked.model) is not None:
+        job.log(f"trains the adapter {asked.model.source} further")
     with (
         Curves(settings.report_to, job.output, name=job.name, run=f"{job.name}-{job.id}") as curves,
         job.stream(model, weights=weights) as streamer,
@@ -159,9 +156,10 @@ def probe(job: FinetuneJob) -> Probe:
     assert job.finetune is not None
     settings = job.finetune
     config = load_config(job.model, load_tokenizer(job.model))
-    model: Any = build_model(job.model, config, weights=False)
     if settings.method == "lora":
-        model, _ = add_adapter(model, None, settings.lora, settings.seed, weights=False)
+        model, _ = build_adapted(job.model, config, settings.lora, settings.seed, weights=False)
+    else:
+        model = build_model(job.model, config, weights=False)
     model.train()
     shape = (settings.batch_size, settings.sequence_length)
     ids = torch.zeros(shape, dtype=torch.long)
@@ -234,8 +232,7 @@ def build(asked: FinetuneJob, config: Any, checkpoint: Path | None) -> tuple[Any
     if settings.method == "full":
         model, weights = build_to_stream(asked.model, config, weights_file(checkpoint))
     else:
-        base, files = build_to_stream(asked.model, config)
-        model, weights = add_adapter(base, files, settings.lora, settings.seed)
+        model, weights = build_adapted(asked.model, config, settings.lora, settings.seed)
         if checkpoint is not None:
             load_adapter(model, load_weights(checkpoint))
     model.train()

@@ -19,8 +19,7 @@ import torch
 
 from superpipe_cluster.errors import BadInput, DeviceOutOfMemory
 from superpipe_cluster.language_models import (
-    build_model,
-    build_to_stream,
+    build_frozen,
     check_length,
     load_config,
     load_tokenizer,
@@ -53,8 +52,7 @@ def main(job: Job) -> None:
     prompts = read_prompts(settings.prompts)
     encoded = [tokenizer.encode(prompt) or [tokenizer.eos_token_id] for prompt in prompts]
     check_length(config, longest(encoded, settings), "generate.max_new_tokens")
-    model, weights = build_to_stream(asked.model, config)
-    model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
+    model, weights = build_frozen(asked.model, config)
 
     path = job.output / "completions.jsonl"
     require_writable(path.parent, path.name)
@@ -211,17 +209,18 @@ def probe(job: GenerateJob) -> Probe:
     settings = job.generate
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
-    model = build_model(job.model, config, weights=False)
-    model.eval().requires_grad_(False)
+    model, _ = build_frozen(job.model, config, weights=False)
     encoded = [tokenizer.encode(prompt) or [0] for prompt in read_prompts(settings.prompts)]
     packed = packable(model)
     if packed is not None:
-        engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits_of(encoded, settings))
-        return Probe(model, engine.rehearse)
+        limits = limits_of(encoded, settings)
+        engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits)
+        # A pass brings each by a token; those that end early, or have no room beside the others, are not foreseen.
+        return Probe(model, engine.rehearse, steps=limits.max_requests / settings.max_new_tokens)
     batch = torch.zeros(1, longest(encoded, settings), dtype=torch.long)
 
     def step() -> None:
         with torch.no_grad():
             model(input_ids=batch, use_cache=True)
 
-    return Probe(model, step)
+    return Probe(model, step, steps=1 / settings.max_new_tokens)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from superpipe_cluster.errors import BadInput
+from superpipe_cluster.errors import BadInput, first_line
 from superpipe_cluster.language_models import read_prompts
 from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
@@ -69,12 +69,14 @@ def main(job: Job) -> None:
             f"{type(pipeline).__name__}: {len(wanted)} pictures, {done} done; {stats.units} units, {stats.k} of them "
             "on the device at once"
         )
-        job.progress(step=done, steps=len(wanted))
+        steps = settings.steps_of(len(wanted))
+        job.progress(step=settings.steps_of(done), steps=steps, pictures=done)
 
         def at_denoising_step(running: Any, number: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             # Budgets change and pauses begin between two of these steps, and not a whole picture later.
             running._interrupt = job.should_stop
-            job.progress(denoised=number + 1)
+            # Some schedulers denoise more often than they were asked to.
+            job.progress(step=settings.steps_of(done) + min(number + 1, settings.steps), steps=steps)
             return tensors
 
         while done < len(wanted) and not job.should_stop:
@@ -100,7 +102,7 @@ def main(job: Job) -> None:
                 lines.write(json.dumps(about, ensure_ascii=False) + "\n")
             lines.flush()
             done = numbers.stop
-            job.progress(step=done, steps=len(wanted))
+            job.progress(step=settings.steps_of(done), steps=steps, pictures=done)
             job.log(f"{done}/{len(wanted)} pictures")
     if done == len(wanted):
         job.log(f"pictures written to {job.output}")
@@ -271,11 +273,6 @@ def is_about(line: str, picture: dict[str, Any]) -> bool:
         return False
 
 
-def first_line(error: BaseException) -> str:
-    """An error in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 # ---- the plan -----------------------------------------------------------------------------------------
 
 
@@ -288,11 +285,13 @@ def probe(job: PaintJob) -> Probe:
     assert job.paint is not None
     settings = job.paint
     pipeline = without_weights(job.model)
-    call = call_of(pipeline, settings) | {"num_inference_steps": min(3, settings.steps)}
+    steps = min(3, settings.steps)
+    call = call_of(pipeline, settings) | {"num_inference_steps": steps}
     painter = Painter(pipeline).eval().requires_grad_(False)
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # looks at pixels; its weights are counted still
-    return Probe(painter, lambda: painter(prompt=["a"] * settings.batch_size, output_type="pt", **call))
+    prompts = ["a"] * settings.batch_size
+    return Probe(painter, lambda: painter(prompt=prompts, output_type="pt", **call), steps=steps)
 
 
 def without_weights(section: ModelSection) -> Any:

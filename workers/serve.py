@@ -15,7 +15,7 @@ import torch
 
 from superpipe_cluster.language_models import check_length, load_config, load_tokenizer
 from superpipe_cluster.planning import Probe
-from superpipe_cluster.pretrained import AutoClass, build_model, build_to_stream
+from superpipe_cluster.pretrained import AutoClass, build_frozen
 from superpipe_cluster.serving.app import OpenAIApp
 from superpipe_cluster.serving.engine import Engine, Limits
 from superpipe_cluster.serving.house import open_house
@@ -45,8 +45,7 @@ def main(job: Job) -> None:
     settings = asked.serve
     tokenizer = load_tokenizer(asked.model)
     config = load_config(asked.model, tokenizer)
-    model, weights = build_to_stream(asked.model, config, CLASSES[settings.task])
-    model.eval().requires_grad_(False)  # weights that never change can be shared with other jobs
+    model, weights = build_frozen(asked.model, config, CLASSES[settings.task])
 
     with job.stream(model, weights=weights) as streamer:
         packed = Packed(model, exact=settings.exact)
@@ -158,8 +157,7 @@ def probe(job: ServeJob) -> Probe:
     assert job.model is not None
     tokenizer = load_tokenizer(job.model)
     config = load_config(job.model, tokenizer)
-    model = build_model(job.model, config, CLASSES[job.serve.task], weights=False)
-    model.eval().requires_grad_(False)
+    model, _ = build_frozen(job.model, config, CLASSES[job.serve.task], weights=False)
     packed = Packed(model, exact=job.serve.exact)
     limits = limits_of(job.serve, config, packed.first_place)
     engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits)

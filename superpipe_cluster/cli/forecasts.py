@@ -20,7 +20,7 @@ def against(job: JobDetail, now: float) -> Iterator[tuple[str, str]]:
         forecast = None
     row = forecast.at(job.budget_bytes or job.budget_max_bytes) if forecast is not None else None
     peak = f"{render.size(job.peak_bytes)}, {job.peak_units} units" if job.peak_bytes else ""
-    # What a generating job calls a step is a prompt, and the forecast's is one forward.
+    # The forecast of other kinds is of their longest step: how far off it is says nothing.
     step_s = job.step_s if job.kind == "train" else None
     if forecast is None or row is None:
         yield "peak", peak

@@ -7,17 +7,16 @@ pixels), as the model's folder says. The models themselves are `pretrained`'s, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superpipe_cluster.embedding.recipe import Recipe, find_file, inside, read_json
-from superpipe_cluster.errors import BadInput
+from superpipe_cluster.errors import BadInput, first_line
 from superpipe_cluster.pretrained import (
     AutoClass,
-    build_model,
-    build_to_stream,
-    first_line,
+    base_of,
+    build_frozen,
     load_config,
+    tokenizer_source,
     transformers,
 )
 from superpipe_cluster.spec import EmbedSection, ModelSection
@@ -49,14 +48,14 @@ class Encoder:
     """
 
     model: Any  # a PreTrainedModel
-    files: Path | None = None
+    files: Any
     max_length: int
 
     def __init__(self, section: ModelSection, settings: EmbedSection, *, weights: bool = True) -> None:
-        recipe = Recipe.read(section.source)
+        recipe = Recipe.read(section.source) or Recipe.read(base_of(section).source) or Recipe()
         inner = section
-        if recipe.folder and section.source is not None:
-            inner = section.model_copy(update={"source": inside(section.source, recipe.folder)})
+        if recipe.folder and recipe.source == section.source:
+            inner = section.model_copy(update={"source": inside(recipe.source, recipe.folder)})
         self._of_texts = settings.texts is not None
         self._config = load_config(inner)
         self._config.use_cache = False
@@ -66,15 +65,11 @@ class Encoder:
         # The text half of a model that reads text for another half to write.
         encoder_decoder = self._of_texts and getattr(self._config, "is_encoder_decoder", False)
         auto: AutoClass = "AutoModelForTextEncoding" if encoder_decoder else "AutoModel"
-        if weights:
-            self.model, self.files = build_to_stream(inner, self._config, auto)
-        else:
-            self.model = build_model(inner, self._config, auto, weights=False)
+        self.model, self.files = build_frozen(inner, self._config, auto, weights=weights)
         self._two_towers = self._choose_tower(section)
-        self._dense = [_dense(str(section.source), path, self.model.dtype) for path in recipe.dense]
+        self._dense = [_dense(recipe.source, path, self.model.dtype) for path in recipe.dense]
         for number, layers in enumerate(self._dense):
             self.model.add_module(f"embedding_dense_{number}", layers)  # streamed with it, and in its budget
-        self.model.eval().requires_grad_(False)
         if self._of_texts:
             self._tokenizer = _load_tokenizer(inner)
             self.max_length = self._limit(settings.max_length, recipe.max_length)
@@ -248,12 +243,12 @@ def _dense(source: str, path: str, dtype: torch.dtype) -> nn.Module:
             hint="layers are linear, with an activation of torch.nn",
         )
     linear.load_state_dict({name.removeprefix("linear."): value for name, value in stored.items()})
-    return torch.nn.Sequential(linear, getattr(torch.nn, activation)()).to(dtype)
+    return torch.nn.Sequential(linear, getattr(torch.nn, activation)()).to(dtype).eval().requires_grad_(False)
 
 
 def _load_tokenizer(section: ModelSection) -> Any:
     """The tokenizer that is named, else the source's own; None for bytes."""
-    named = section.tokenizer or section.source
+    named = section.tokenizer or tokenizer_source(section) or section.source
     if named is None or named == "bytes":
         return None
     try:
@@ -271,7 +266,7 @@ def _load_processor(section: ModelSection, config: Any) -> Any:
     try:
         if section.source is not None:
             # Pillow's resizing, whatever else is installed: the same vectors on every machine.
-            return library.AutoImageProcessor.from_pretrained(section.source, backend="pil")
+            return library.AutoImageProcessor.from_pretrained(base_of(section).source, backend="pil")
         known = library.models.auto.image_processing_auto.IMAGE_PROCESSOR_MAPPING[type(config)]
         size = getattr(getattr(config, "vision_config", None) or config, "image_size", 224)
         square = {"height": size, "width": size}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from superpipe_cluster.errors import BadInput
-from superpipe_cluster.pretrained import first_line, transformers
+from superpipe_cluster.errors import BadInput, first_line
+from superpipe_cluster.pretrained import transformers
 
 #: sentence-transformers' older way to name the poolings, in the order in which their vectors are joined.
 _OLD_POOLINGS = {
@@ -29,6 +29,7 @@ class Recipe:
     """What a sentence-transformers folder says beside the model; the defaults are those of a model that says nothing.
 
     Attributes:
+        source: the model that it is of, local or on the hub.
         folder: of the model in the folder; empty where it is the folder itself.
         pooling: how a vector is made of those of the tokens; several are joined.
         dense: folders of layers after the pooling.
@@ -39,6 +40,7 @@ class Recipe:
         default_prompt: the name of the one to take.
     """
 
+    source: str = ""
     folder: str = ""
     pooling: tuple[str, ...] | None = None
     dense: tuple[str, ...] = ()
@@ -49,15 +51,15 @@ class Recipe:
     default_prompt: str | None = None
 
     @classmethod
-    def read(cls, source: str | None) -> Recipe:
-        """The recipe of a model, local or on the hub.
+    def read(cls, source: str | None) -> Recipe | None:
+        """The recipe of a model, local or on the hub; None if it has none.
 
         Raises:
             BadInput: it has a part that cannot be followed here.
         """
         modules = None if source is None else read_json(source, "modules.json")
         if source is None or modules is None:
-            return cls()
+            return None
         first, *others = modules
         folder = first["path"]
         pooling: tuple[str, ...] | None = None
@@ -79,6 +81,7 @@ class Recipe:
         said = read_json(source, f"{folder}/sentence_bert_config.json".lstrip("/")) or {}
         whole = read_json(source, "config_sentence_transformers.json") or {}
         return cls(
+            source=source,
             folder=folder,
             pooling=pooling,
             dense=tuple(dense),
@@ -112,7 +115,7 @@ def find_file(source: str, name: str) -> str | None:
     if Path(source).is_dir():
         path = Path(source) / name
         return str(path) if path.is_file() else None
-    return transformers("embed").utils.hub.cachedfind_file(
+    return transformers("embed").utils.hub.cached_file(
         source,
         name,
         _raise_exceptions_for_gated_repo=False,

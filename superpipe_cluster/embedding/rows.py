@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from superpipe_cluster.errors import BadInput, FileMissing
-from superpipe_cluster.pretrained import first_line
+from superpipe_cluster.errors import BadInput, FileMissing, first_line
 from superpipe_cluster.spec import EmbedSection, files
 
 if TYPE_CHECKING:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from superpipe_cluster.errors import BadInput, FileMissing
+from superpipe_cluster.errors import BadInput, FileMissing, first_line
 from superpipe_cluster.finetuning.rows import Row, read_rows
 from superpipe_cluster.language_models import Tokenizer
-from superpipe_cluster.pretrained import first_line
 from superpipe_cluster.spec import ExamplesSection
 from superpipe_cluster.spec.files import expand_patterns
 from superpipe_cluster.spec.kinds.finetune import COLUMNS_OF_ROWS
@@ -28,6 +27,11 @@ _ALPACA = (
     "Below is an instruction that describes a task{paired}. Write a response that appropriately completes the "
     "request.\n\n### Instruction:\n{instruction}\n\n{context}### Response:\n"
 )
+#: Who speaks in ShareGPT's rows, in the words of chat templates.
+_SPEAKERS = {
+    "human": "user", "user": "user", "gpt": "assistant", "chatgpt": "assistant", "assistant": "assistant",
+    "system": "system", "tool": "tool",
+}  # fmt: skip
 _ALPACA_PAIRED = ", paired with an input that provides further context"
 
 Message = Mapping[str, Any]
@@ -107,6 +111,7 @@ class _Writer:
             return
         writers: dict[str, Callable[[Row], Written]] = {
             "prompt": self._write_prompt, "alpaca": self._write_alpaca, "messages": self._write_chat,
+            "sharegpt": self._write_sharegpt,
         }  # fmt: skip
         tokens, trained = writers[kind](row)
         if len(tokens) > longest:
@@ -189,17 +194,44 @@ class _Writer:
         return before + after, [self._trains_all] * len(before) + [True] * len(after)
 
     def _write_chat(self, row: Row) -> Written:
-        messages = self._value(row, "messages")
-        if not isinstance(messages, list) or not all(
-            isinstance(one, dict) and "role" in one for one in messages
-        ):
+        return self._converse(row, self._turns(row, "messages"))
+
+    def _write_sharegpt(self, row: Row) -> Written:
+        turns = self._turns(row, "conversations")
+        system = row.columns.get(self._named("system"))
+        return self._converse(row, [{"role": "system", "content": system}, *turns] if system else turns)
+
+    def _turns(self, row: Row, column: str) -> list[Message]:
+        """A conversation, each turn of it in the one form or the other."""
+        said = self._value(row, column)
+        if not isinstance(said, list):
             raise BadInput(
-                f"{row.where}: the column {self._named('messages')!r} is no conversation",
-                hint="it is a list of {role: user, content: ...} and {role: assistant, content: ...}",
+                f"{row.where}: the column {self._named(column)!r} is no conversation",
+                hint="it is a list of {role: user, content: ...} and {role: assistant, content: ...}, or of "
+                "{from: human, value: ...} and {from: gpt, value: ...}",
             )
+        return [self._turn(f"{row.where}: turn {number}", one) for number, one in enumerate(said, start=1)]
+
+    def _turn(self, where: str, turn: Any) -> Message:
         # Columns of a table are filled up with nulls: what is not there is not said.
-        said = [{name: value for name, value in one.items() if value is not None} for one in messages]
-        return self._converse(row, said)
+        said = (
+            {name: value for name, value in turn.items() if value is not None}
+            if isinstance(turn, dict)
+            else {}
+        )
+        if "role" in said:
+            return said
+        if not isinstance(said.get("from"), str) or not isinstance(said.get("value"), str):
+            raise BadInput(
+                f"{where} does not say who speaks, and what: it has {', '.join(said) or 'nothing'}",
+                hint="a turn is {role: user, content: ...}, or {from: human, value: ...}, with texts",
+            )
+        if said["from"] not in _SPEAKERS:
+            raise BadInput(
+                f"{where} is from {said['from']!r}, and nobody is called so",
+                hint=f"turns are from {', '.join(_SPEAKERS)}",
+            )
+        return {"role": _SPEAKERS[said["from"]], "content": said["value"]}
 
     def _converse(self, row: Row, messages: Sequence[Message]) -> Written:
         if self._template is None:

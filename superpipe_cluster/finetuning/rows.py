@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from superpipe_cluster.errors import BadInput, FileMissing
-from superpipe_cluster.pretrained import first_line
+from superpipe_cluster.errors import BadInput, FileMissing, first_line
 
 #: The builder of `datasets` by a file's extension; all else is text.
 _BUILDERS = {

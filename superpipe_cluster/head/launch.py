@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
-from superpipe_cluster.errors import NotFound, StartFailed
+from superpipe_cluster.errors import BadInput, NotFound, StartFailed
 from superpipe_cluster.execution.attempt import Attempt
 from superpipe_cluster.execution.interface import Executor, Worker
 from superpipe_cluster.head.happenings import happen
@@ -21,6 +22,7 @@ from superpipe_cluster.lifecycle.events import Exited
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.lifecycle.states import EndReason
 from superpipe_cluster.machine import Device
+from superpipe_cluster.spec import parse_stored
 from superpipe_cluster.spec.files import JOB_PREFIX
 from superpipe_cluster.store.interface import JobStore
 
@@ -63,13 +65,14 @@ class Launcher:
         """
         try:
             self._write(record)
-        except (NotFound, OSError, KeyError) as error:
+        except (NotFound, BadInput, OSError, KeyError) as error:
             if isinstance(error, OSError) and error.errno in _FULL:
                 raise StartFailed(
                     f"job {record.id} cannot be started: {error.strerror}: {self._home.jobs}",
                     hint="free some disk space; it is tried again until then",
                 ) from error
-            message = error.message if isinstance(error, NotFound) else f"{type(error).__name__}: {error}"
+            known = isinstance(error, NotFound | BadInput)
+            message = error.message if known else f"{type(error).__name__}: {error}"
             happen(self._store, record, Exited(EndReason.BAD_INPUT, f"the job cannot be started: {message}"))
             _log.info("job %s cannot be started: %s", record.id, message)
             return
@@ -82,6 +85,7 @@ class Launcher:
 
         Raises:
             NotFound: its program, its device, or the job whose output it uses is not there any more.
+            BadInput: what that job was is not understood any more.
             OSError: the folder cannot be written.
         """
         assert record.device is not None
@@ -109,4 +113,6 @@ class Launcher:
         if not source.startswith(JOB_PREFIX):
             return {}
         maker = self._store.get(source.removeprefix(JOB_PREFIX))
-        return {"model_source": maker.output or ""}
+        output = Path(maker.output or "")
+        made = (output / name for name in parse_stored(maker.spec).model_folders)
+        return {"model_source": str(next((folder for folder in made if folder.is_dir()), output))}

@@ -220,17 +220,20 @@ class Submission:
     # ---- the record ------------------------------------------------------------------------------------
 
     def _plan(self, job: JobSpec, program: Path, source: JobRecord | None) -> Plan | None:
-        """The plan. A model that another job is yet to make is planned as that job's own model."""
-        while source is not None and job.model is not None:
-            origin = spec.parse_stored(source.spec).model
-            if origin is None:
+        """The plan. A model that another job is yet to make is planned as it will be made."""
+        if source is not None:
+            job = job.over(self._foreseen(source))
+            if job.model is None:
                 return None
-            job = job.model_copy(update={"model": origin})
-            reference = origin.source_job
-            source = self._store.get(reference) if reference is not None else None
         cuda = any(device.kind == "cuda" for device in self._devices)
         largest = max(self._devices, key=lambda device: device.capacity_bytes)
         return self._planner(job, program, cuda=cuda, device=planned(largest))
+
+    def _foreseen(self, record: JobRecord) -> JobSpec:
+        """A job with a model that can be built before any other job has run."""
+        job = spec.parse_stored(record.spec)
+        reference = job.model.source_job if job.model is not None else None
+        return job if reference is None else job.over(self._foreseen(self._store.get(reference)))
 
     def _record(
         self, user: User, asked: _Resolved, job_id: str, folder: JobFolder, first: str, index: int | None
@@ -277,7 +280,7 @@ class Submission:
             shared_copy=shared_copy,
             model_bytes=plan.model_bytes if plan is not None else 0,
             units=plan.units if plan is not None else None,
-            steps=getattr(getattr(job, "train", None), "steps", None),
+            steps=job.steps,
         )
 
     def _behind(self, asked: _Resolved) -> Wait | None:

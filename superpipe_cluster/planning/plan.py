@@ -27,6 +27,8 @@ class Probe:
         accumulate: micro-batches per step of the optimizer.
         before_update: what else happens before the optimizer steps (clipping), if anything does.
         master_weights: the type of the copies that the optimizer steps, None if it steps the weights themselves.
+        steps: of those that the program counts in its progress, how many one run of this is: a forecast's seconds are
+            those of one. Less than 1 where many runs are one of them.
     """
 
     model: nn.Module
@@ -35,6 +37,7 @@ class Probe:
     accumulate: int = 1
     before_update: Callable[[], object] | None = None
     master_weights: torch.dtype | None = None
+    steps: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Planner:
             floor_bytes=self.floor_bytes,
             no_slowdown_bytes=no_slowdown_bytes,
             whole_bytes=self.whole_bytes,
-            whole_step_s=self._whole.step_s * self._corrected,
+            whole_step_s=self._whole.step_s * self._corrected / self._trace.counted_as,
             units=len(self._trace.units),
             device=self._profile.device,
             assumed=self._profile.assumed,
@@ -108,6 +108,7 @@ class Planner:
         )
 
     def _row(self, budget_bytes: int, run: Replayed) -> ForecastRow:
+        steps = self._trace.counted_as
         return ForecastRow(
             budget_bytes=budget_bytes,
             k=run.k,
@@ -115,9 +116,9 @@ class Planner:
             peak_bytes=run.peak_bytes,
             host_bytes=run.host_bytes,
             copies_bytes=run.copies_bytes,
-            link_bytes_per_step=round(run.link_bytes),
-            loads_per_step=run.loads,
-            step_s=run.step_s * self._corrected,
+            link_bytes_per_step=round(run.link_bytes / steps),
+            loads_per_step=run.loads / steps,
+            step_s=run.step_s * self._corrected / steps,
             slowdown=run.step_s / self._whole.step_s,
             bound="link" if run.stall_s > _WAITING * run.step_s else "compute",
         )

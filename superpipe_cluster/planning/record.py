@@ -121,6 +121,7 @@ def _record(probe: Probe, streamer: Streamer, engine: RecordingEngine, where: Wh
         signatures=engine.signatures,
         trains=optimizer is not None,
         host_state_bytes=0 if optimizer is None else optimizer.host_bytes,
+        counted_as=probe.steps,
     )
 
 

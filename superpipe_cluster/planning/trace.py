@@ -204,6 +204,7 @@ class Trace:
         signatures: what the work is made of.
         trains: whether a step ends with an optimizer's.
         host_state_bytes: host memory of optimizer state that is in no slab.
+        counted_as: see `Probe.steps`.
     """
 
     units: tuple[TracedUnit, ...]
@@ -213,6 +214,7 @@ class Trace:
     signatures: Signatures
     trains: bool
     host_state_bytes: int = 0
+    counted_as: float = 1.0
 
     @property
     def work(self) -> Counter[int]:

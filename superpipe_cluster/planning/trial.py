@@ -81,10 +81,11 @@ def trial(
         before = streamer.stats()
         seconds = [step() for _ in range(steps)]
         after = streamer.stats()
+    counted = steps * probe.steps
     return Measured(
         budget_bytes=budget_bytes,
         peak_bytes=after.peak_bytes,
-        link_bytes_per_step=(after.link_bytes - before.link_bytes) / steps,
-        loads_per_step=(after.loads - before.loads) / steps,
-        step_s=median(seconds),
+        link_bytes_per_step=(after.link_bytes - before.link_bytes) / counted,
+        loads_per_step=(after.loads - before.loads) / counted,
+        step_s=median(seconds) / probe.steps,
     )

@@ -19,8 +19,8 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from superpipe_cluster.errors import first_line
 from superpipe_cluster.language_models import Tokenizer
-from superpipe_cluster.pretrained import first_line
 from superpipe_cluster.serving import wire
 from superpipe_cluster.serving.asking import News, Request, Said, Vector
 from superpipe_cluster.serving.connection import Gone, while_waited_for

@@ -9,7 +9,8 @@ there is no padding. Who is in a pass is the engine's business.
 is computed apart, and norms and activations go row by row. Only matrix products would see all rows together, and sum
 in another order for it: last bits differ, and once in a while a token. With `exact`, each sequence's rows are
 multiplied apart from the others'. That costs calls and no link: where passes wait for weights to arrive, it is free.
-Models that regroup their rows (mixtures of experts) have no such exactness: their experts see whoever is there.
+Models that regroup their rows (mixtures of experts) have no such exactness: their experts see whoever is there. A DoRA
+adapter multiplies its own two matrices in each pass; that product has no rows of any sequence, and is left alone.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from inspect import signature
 from typing import Any
 
@@ -96,6 +98,10 @@ class Packed:
         embeddings = getattr(model, "embeddings", None)
         skips = hasattr(embeddings, "create_position_ids_from_input_ids")
         self.first_place: int = embeddings.padding_idx + 1 if skips and embeddings is not None else 0
+        dora: Any
+        for dora in model.modules():
+            if hasattr(dora, "get_lora_weight"):
+                dora.get_lora_weight = _left_alone(dora.get_lora_weight)
         takes = signature(model.forward).parameters
         self._last_only = "logits_to_keep" in takes
         # The model's own cache is not used; each piece has its own.
@@ -186,6 +192,17 @@ def _seen(queries: int, keys: int, window: int | None, device: torch.device) -> 
     return seen[None, None]
 
 
+def _left_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` outside of any mode."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with torch._C.DisableTorchFunction():
+            return function(*args, **kwargs)
+
+    return call
+
+
 class _RowsApart(TorchFunctionMode):
     """Multiplies the rows of each sequence by themselves, see [Note: exact passes].
 
@@ -193,8 +210,10 @@ class _RowsApart(TorchFunctionMode):
         apart: for inputs of so many rows, how many of them belong together.
     """
 
-    #: Each matrix product that models use for weights, and which argument holds the rows.
-    _ROWS_AT: dict[Callable[..., Any], int] = {functional.linear: 0, torch.addmm: 1}  # noqa: RUF012
+    #: Each matrix product that models and adapters use for weights, and which argument holds the rows.
+    _ROWS_AT: dict[Callable[..., Any], int] = {  # noqa: RUF012
+        functional.linear: 0, torch.addmm: 1, torch.matmul: 0, torch.Tensor.matmul: 0,
+    }  # fmt: skip
 
     def __init__(self, apart: dict[int, list[int]]) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from superpipe_cluster.spec.queueing import AfterSection, ElasticSection, Schedu
 from superpipe_cluster.spec.schema import schema
 from superpipe_cluster.spec.sections import (
     DataSection,
+    LoraSection,
     ModelSection,
     ResourcesSection,
     StreamingSection,
@@ -47,6 +48,7 @@ __all__ = [
     "ImagesSection",
     "JobBase",
     "JobSpec",
+    "LoraSection",
     "Memory",
     "ModelSection",
     "PaintJob",

@@ -134,6 +134,8 @@ Count = Annotated[int, Field(ge=1, le=_MOST), BeforeValidator(_not_a_truth_value
 CountOrZero = Annotated[int, Field(ge=0, le=_MOST), BeforeValidator(_not_a_truth_value)]
 #: Above 0, and 1 at most.
 Probability = Annotated[float, Field(gt=0, le=1), BeforeValidator(_not_a_truth_value)]
+#: At least 0, and less than 1.
+Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_not_a_truth_value)]
 Positive = Annotated[float, Field(gt=0), BeforeValidator(_not_a_truth_value)]
 PositiveOrZero = Annotated[float, Field(ge=0), BeforeValidator(_not_a_truth_value)]

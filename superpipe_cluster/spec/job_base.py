@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 from pydantic import Field, JsonValue
 
@@ -94,6 +94,29 @@ class JobBase(StrictModel):
         """Ids or names of the jobs to wait for: `after`, and the one whose output is the model; each once."""
         source = self.model.source_job if self.model else None
         return tuple(dict.fromkeys((*self.after.all, *([source] if source else []))))
+
+    @property
+    def makes(self) -> ModelSection | None:
+        """The model that will be in its output, as it can be built before it is there."""
+        return None if self.model is None else self.model.model_copy(update={"planned_lora": None})
+
+    @property
+    def model_folders(self) -> tuple[str, ...]:
+        """Where in its output that model is: in the first of these folders that is there, else in the output itself."""
+        return ()
+
+    def over(self, maker: JobBase) -> Self:
+        """This job with the model that `maker` makes, as it can be planned before it is there."""
+        made = maker.makes
+        if self.model is None or made is None:
+            return self.model_copy(update={"model": None})
+        own = {"dtype": self.model.dtype, "tokenizer": self.model.tokenizer or made.tokenizer}
+        return self.model_copy(update={"model": made.model_copy(update=own)})
+
+    @property
+    def steps(self) -> int | None:
+        """Steps that its program takes, as it counts them in its progress; None where the job file does not tell."""
+        return None
 
     @property
     def time_limit_s(self) -> float | None:

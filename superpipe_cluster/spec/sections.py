@@ -9,26 +9,48 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
+from pydantic.json_schema import SkipJsonSchema
 
 from superpipe_cluster.spec import files
 from superpipe_cluster.spec.base import Complaint, StrictModel
 from superpipe_cluster.spec.fields import (
     Count,
+    Flag,
     HostMemory,
     Memory,
     Seed,
+    Share,
     Text,
 )
+
+
+class LoraSection(StrictModel):
+    """The adapter, in PEFT's terms."""
+
+    r: Count = 16
+    """Rank."""
+    alpha: Count = 32
+    """Scale: the update counts `alpha / r` times."""
+    dropout: Share = 0.0
+    """Dropout of what the adapter reads."""
+    target_modules: Text | tuple[Text, ...] = "all-linear"
+    """Names of the layers to adapt, a regular expression over their full names, or `all-linear`."""
+    use_rslora: Flag = False
+    """Scale by `alpha / sqrt(r)` instead, for high ranks."""
+    dora: Flag = False
+    """Train lengths and directions of weights apart (DoRA): closer to `full` at low ranks, and slower."""
+    modules_to_save: tuple[Text, ...] = ()
+    """Modules to train whole beside it, `[embed_tokens, lm_head]` for new tokens; they are in the adapter's folder."""
 
 
 class ModelSection(StrictModel):
     """Which model, and from where."""
 
     source: Text | None = None
-    """A local folder, a hub name like `org/model`, or `job:NAME` for the output of another job."""
+    """A local folder, a hub name like `org/model`, or `job:NAME` for what another job made; a model or an adapter."""
     config: dict[str, JsonValue] | None = None
     """A Hugging Face configuration, `{model_type: llama, ...}`: the model starts from random weights."""
     seed: Seed = 0
@@ -37,6 +59,15 @@ class ModelSection(StrictModel):
     """Number format of the weights."""
     tokenizer: Text | None = None
     """`bytes` (one token per byte), a local folder or a hub name; null for the source's own, else `bytes`."""
+    planned_lora: SkipJsonSchema[LoraSection | None] = None
+    """In plans, not in job files: the adapter that another job is yet to make of this model."""
+
+    @model_serializer(mode="wrap")
+    def _as_in_job_files(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped = dump(self)
+        if self.planned_lora is None:
+            dumped.pop("planned_lora", None)
+        return dumped
 
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import tokenizers
 import torch
 import transformers
@@ -54,6 +55,21 @@ def write_base(folder: Path, layers: int = 8, template: str | None = CHATML) -> 
     )  # fmt: skip
     torch.manual_seed(7)
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_adapter(folder: Path, base: Path, config: peft.PeftConfig | None = None, **lora: Any) -> Path:
+    """A PEFT adapter with random weights, LoRA's unless `config` is another, as a folder that PEFT loads."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(base)
+    usual = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    torch.manual_seed(3)
+    adapted = peft.get_peft_model(
+        model, config or peft.LoraConfig(task_type="CAUSAL_LM", **{**usual, **lora})
+    )
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+    adapted.save_pretrained(folder)
     return folder
 
 

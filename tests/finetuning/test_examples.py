@@ -60,6 +60,35 @@ def test_turns_of_the_assistant_are_found_with_and_without_marks(folder: Path, t
     assert list(everything.trained) == [False] + [True] * (len(prefixes.tokens) - 1)
 
 
+SPEAKERS = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def sharegpt(row: dict[str, Any]) -> list[dict[str, str]]:
+    return [{"from": SPEAKERS[one["role"]], "value": one["content"]} for one in row["messages"]]
+
+
+def test_chats_of_both_forms_are_the_same_examples(folder: Path, tmp_path: Path) -> None:
+    brief = {"role": "system", "content": "Be brief."}
+    rows = [{"messages": [brief, *row["messages"]]} for row in CHAT]
+    known = words(folder, CHATML)
+    expected = read(write_rows(tmp_path / "messages.jsonl", rows), known)
+    assert len(expected) == len(CHAT)
+    assert "<|im_start|>system\nBe brief.<|im_end|>" in texts(known, expected[0])[0]
+    forms = [
+        ([{"conversations": sharegpt(row)} for row in rows], {}),
+        ([{"conversations": sharegpt(row), "system": "Be brief."} for row in CHAT], {}),
+        ([{"conversations": row["messages"]} for row in rows], {}),
+        ([{"talk": sharegpt(row), "text": "x"} for row in rows], {"columns": {"conversations": "talk"}}),
+        ([{"talk": sharegpt(row)} for row in rows], {"rows": "messages", "columns": {"messages": "talk"}}),
+    ]
+    datasets.disable_progress_bars()
+    for number, (form, section) in enumerate(forms):
+        path = write_rows(tmp_path / f"{number}.jsonl", form)
+        assert read(path, known, **section) == expected, number
+        datasets.Dataset.from_list(form).to_parquet(tmp_path / f"{number}.parquet")
+        assert read(tmp_path / f"{number}.parquet", known, **section) == expected, number
+
+
 def test_instructions_go_through_the_template_where_there_is_one(folder: Path, tmp_path: Path) -> None:
     pair = write_rows(tmp_path / "pair.jsonl", [{"prompt": "Say a", "completion": "a"}])
     alpaca = write_rows(tmp_path / "alpaca.jsonl", [{"instruction": "Say", "input": "b", "output": "b"}])
@@ -147,6 +176,19 @@ def test_what_is_too_long(tmp_path: Path) -> None:
         ([{"prompt": ["a"], "completion": "b"}], {}, "row 1: the column 'prompt' holds a list, not a text"),
         ([{"prompt": "a", "completion": None}], {"rows": "prompt"}, "row 1: nothing in the column 'completion'"),
         ([{"q": "a", "a": "b"}], {"columns": {"prompt": "Q", "completion": "a"}}, "the columns q, a are none of"),
+        ([{"conversations": "hello"}], {}, "row 1: the column 'conversations' is no conversation"),
+        ([{"conversations": [{"from": "bot", "value": "a"}]}], {}, "row 1: turn 1 is from 'bot', and nobody"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}, {"content": "b"}]}],
+            {},
+            "row 1: turn 2 does not say who speaks, and what: it has content",
+        ),
+        (
+            [{"conversations": [{"from": "human", "value": 3}]}],
+            {},
+            "row 1: turn 1 does not say who speaks, and what: it has from, value",
+        ),
+        ([{"conversations": sharegpt(CHAT[0])}], {}, "row 1: a conversation, and the tokenizer"),
         (CHAT, {}, "row 1: a conversation, and the tokenizer has no chat template"),
     ],
 )  # fmt: skip

@@ -119,6 +119,12 @@ def test_a_job_comes_in_with_its_program_its_plan_and_its_bytes(desk: Desk) -> N
     assert desk.woken == 1
 
 
+def test_the_steps_that_a_job_file_tells_are_in_the_record(desk: Desk) -> None:
+    assert desk.submit(kind="finetune", finetune={"steps": 40}).steps == 40
+    assert desk.submit(kind="finetune", finetune={"epochs": 2}).steps is None
+    assert desk.submit(train={"steps": 5}).steps == 5
+
+
 def test_where_others_wait_already_a_job_says_from_the_first_that_it_waits_for_them(desk: Desk) -> None:
     assert desk.submit().reason is None
     desk.outlook.replace({}, Wait("1", WaitReason.PRIORITY, "others are ahead"))
@@ -202,6 +208,28 @@ def test_another_jobs_output_as_a_model_is_planned_as_that_jobs_model(desk: Desk
     planned = desk.planned[-1].model
     assert planned is not None
     assert planned.config == config
+
+
+def test_what_a_fine_tuning_makes_is_planned_as_it_will_be_made(desk: Desk) -> None:
+    source = {"model": {"source": "org/base", "dtype": "bfloat16"}}
+
+    def planned() -> tuple[str, str, int | None]:
+        model = desk.planned[-1].model
+        assert model is not None
+        lora = model.planned_lora
+        return str(model.source), model.dtype, None if lora is None else lora.r
+
+    desk.submit(name="base", **source)
+    desk.submit(name="tuned", kind="finetune", model={"source": "job:base"}, finetune={"lora": {"r": 4}})
+    assert planned() == ("org/base", "float32", None), "as its own program plans it, with a new adapter"
+    desk.submit(name="further", kind="finetune", model={"source": "job:tuned"}, finetune={"lora": {"r": 8}})
+    assert planned() == ("org/base", "float32", 4)
+    desk.submit(kind="generate", model={"source": "job:further", "dtype": "bfloat16"})
+    assert planned() == ("org/base", "bfloat16", 4), "the adapter that was trained further"
+    desk.submit(name="whole", kind="finetune", model={"source": "job:further"}, finetune={"method": "full"})
+    assert planned() == ("org/base", "float32", 4), "merged by its own program"
+    desk.submit(kind="generate", model={"source": "job:whole"})
+    assert planned() == ("org/base", "float32", None)
 
 
 def test_another_persons_output_is_not_for_taking(desk: Desk) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,6 +204,34 @@ def test_another_jobs_output_is_found_at_the_last_moment(lab: Lab) -> None:
     lab.store.amend(user, user.model_copy(update={"spec": spec_of_user}))
     lab.tick.run()
     assert Attempt.read(lab.folder(user).attempt).resolved == {"model_source": maker.output}
+
+
+@pytest.mark.parametrize(
+    ("data", "folders", "chosen"),
+    [
+        ({"eval_fraction": 0.1}, ("best", "last"), "best"),
+        ({"eval_fraction": 0.1}, ("last",), "last"),
+        ({}, ("best", "last"), "last"),  # that one is from before
+        ({}, (), ""),
+    ],
+)
+def test_of_a_fine_tuning_the_best_model_is_meant_where_it_was_evaluated(
+    lab: Lab, data: dict[str, Any], folders: tuple[str, ...], chosen: str
+) -> None:
+    maker = lab.submit()
+    tuning = {**maker.spec, "kind": "finetune", "data": {"files": ["a"], **data}}
+    tuning = {name: value for name, value in tuning.items() if name != "train"}
+    lab.store.amend(maker, maker.model_copy(update={"kind": "finetune", "spec": tuning}))
+    lab.run(maker)
+    for name in folders:
+        (Path(maker.output or "") / name).mkdir(parents=True)
+    lab.end(maker)
+    user = lab.submit(after=(maker.id,))
+    spec_of_user = {**user.spec, "model": {"source": f"job:{maker.id}"}}
+    lab.store.amend(user, user.model_copy(update={"spec": spec_of_user}))
+    lab.tick.run()
+    resolved = Attempt.read(lab.folder(user).attempt).resolved
+    assert resolved == {"model_source": str(Path(maker.output or "") / chosen)}
 
 
 def test_a_job_whose_program_has_been_removed_fails_with_words(lab: Lab) -> None:

@@ -69,7 +69,7 @@ def plan(job: JobSpec, by_name: dict[str, JobSpec]) -> Plan | None:
     All in this process, where each of the head's planners would load its libraries anew.
     """
     if job.model is not None and job.model.source_job is not None:
-        job = job.model_copy(update={"model": by_name[job.model.source_job].model})
+        job = job.over(by_name[job.model.source_job])
     is_unknown = isinstance(job, PaintJob) and (
         job.model is None or not Path(job.model.source or "").is_absolute()
     )

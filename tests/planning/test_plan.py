@@ -17,6 +17,7 @@ from superpipe_cluster.planning.corrections import correction_of
 from superpipe_cluster.planning.machine_profile import MachineProfile
 from superpipe_cluster.planning.measuring import time_operators
 from superpipe_cluster.planning.plan import Probe
+from superpipe_cluster.planning.planner import Planner
 from superpipe_cluster.planning.record import record
 from superpipe_cluster.streaming import VirtualDevice
 
@@ -92,6 +93,24 @@ def test_budgets_of_ones_own() -> None:
     assert low.peak_bytes < middle.peak_bytes < min(high.peak_bytes, middle.budget_bytes)
     assert middle.budget_bytes == 1_500_000
     assert min(low.step_s, high.step_s) <= middle.step_s <= max(low.step_s, high.step_s)
+
+
+def test_seconds_are_those_of_a_step_as_the_program_counts_them() -> None:
+    def forecast(steps: float) -> Forecast:
+        def make() -> Probe:
+            model, inputs = twins.Blocks(64), torch.zeros(5, 64)
+            return Probe(model, lambda: model(inputs), steps=steps)
+
+        return Planner(record(make), profile(), link_bytes_per_s=1e9).forecast()
+
+    one, four = forecast(1.0), forecast(4.0)
+    assert four.floor_bytes == one.floor_bytes
+    assert four.whole_step_s == one.whole_step_s / 4
+    assert one.rows[0].link_bytes_per_step > 0
+    for often, once in zip(four.rows, one.rows, strict=True):
+        assert (often.step_s, often.loads_per_step) == (once.step_s / 4, once.loads_per_step / 4)
+        assert often.link_bytes_per_step == round(once.link_bytes_per_step / 4)
+        assert (often.slowdown, often.peak_bytes) == (once.slowdown, once.peak_bytes)
 
 
 def test_a_job_is_given_a_little_more_than_the_smallest_budget() -> None:

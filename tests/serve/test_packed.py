@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import peft
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
@@ -91,6 +92,25 @@ def test_so_it_has_while_the_model_streams() -> None:
     for (tokens, scores), (same_tokens, same_scores) in zip(alone, together, strict=True):
         assert same_tokens == tokens
         assert torch.equal(same_scores, scores)
+
+
+@pytest.mark.parametrize(
+    ("targets", "dora"), [("all-linear", False), ("all-linear", True), (["embed_tokens", "q_proj"], True)]
+)
+@pytest.mark.parametrize("rows", [64, 128])
+def test_adapters_add_the_same_bits_to_each(targets: Any, dora: bool, rows: int) -> None:
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=targets, use_dora=dora)
+    torch.manual_seed(1)
+    model = peft.get_peft_model(build("llama"), config).get_base_model().eval()
+    for name, weight in model.named_parameters():
+        if "lora_" in name and "magnitude" not in name:
+            weight.data = 0.1 * torch.randn_like(weight)
+    packed = Packed(model)
+    # As many rows as the matrices of DoRA have.
+    pieces = [Piece([token], 0, packed.new_cache()) for token in range(rows)]
+    alone = [packed.run([Piece(one.tokens, 0, packed.new_cache())], CPU).scores[0] for one in pieces]
+    together = packed.run(pieces, CPU).scores
+    assert all(torch.equal(one, same) for one, same in zip(alone, together, strict=True))
 
 
 def test_multiplied_together_only_last_bits_differ() -> None:

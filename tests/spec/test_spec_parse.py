@@ -228,6 +228,34 @@ def test_a_record_of_a_newer_version_is_still_read() -> None:
         spec.parse_stored({**TRAIN, "kind": "dream"})
 
 
+MODEL = {"source": "org/model"}
+PAINT = {"prompts": ["a", "b", "c"], "images_per_prompt": 3, "batch_size": 4, "steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sections", "steps"),
+    [
+        ("train", {"data": {"files": ["a"]}, "train": {"steps": 5}}, 5),
+        ("finetune", {"data": {"files": ["a"]}, "finetune": {"steps": 7, "epochs": 3}}, 7),
+        ("finetune", {"data": {"files": ["a"]}, "finetune": {"epochs": 3}}, None),
+        ("vision", {"images": {"train": "a"}, "train": {"epochs": 3}}, None),
+        ("generate", {"generate": {"prompts": ["a", "b"]}}, 2),
+        ("generate", {"generate": {"prompts": "a.txt"}}, None),
+        ("generate", {"generate": {"prompts": ["a", "b"]}, "worker": "./mine.py"}, None),
+        ("paint", {"paint": PAINT}, 60),
+        ("paint", {"paint": {**PAINT, "prompts": "a.txt"}}, None),
+        ("embed", {"embed": {"texts": "a.txt"}}, None),
+        ("serve", {}, None),
+        ("script", {"run": "true", "resources": {"gpu_memory": "1GiB"}}, None),
+    ],
+)
+def test_a_job_has_the_steps_that_its_file_tells(
+    kind: str, sections: dict[str, Any], steps: int | None
+) -> None:
+    model = {} if kind == "script" else {"model": MODEL}
+    assert spec.parse({"kind": kind, "name": "a", **model, **sections}).steps == steps
+
+
 def test_jobs_cannot_be_changed() -> None:
     job = spec.parse(TRAIN)
     with pytest.raises(ValueError, match="frozen"):

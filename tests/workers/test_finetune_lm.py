@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import csv
-import math
+import json
 import os
 import re
 import runpy
@@ -20,7 +19,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from finetuning.bases import MARKED, conversations, write_base, write_rows
+from finetuning.bases import MARKED, conversations, write_adapter, write_base, write_rows
+from finetuning.plain import Batch, Plain, collated, flattened, tokenized
 from streaming.home_programs import bytes_of_copies, copies_of
 from streaming.twins import assert_equal
 from superpipe_cluster import bundled, spec
@@ -46,8 +46,6 @@ SETTINGS = {
 }  # fmt: skip
 LORA = {"r": 4, "alpha": 8, "dropout": 0.1}
 
-Batch = dict[str, torch.Tensor]
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -59,115 +57,6 @@ def job_file(base: Path, data: dict[str, Any], finetune: dict[str, Any], **more:
         "kind": "finetune", "name": "f", "model": {"source": str(base)}, "data": data,
         "finetune": {**SETTINGS, **finetune}, "streaming": {"activations": "recompute"}, **more,
     }  # fmt: skip
-
-
-# ---- the plain run, with nothing of ours ---------------------------------------------------------------
-
-
-class Plain:
-    """The libraries' own run, on a model that is all there."""
-
-    def __init__(
-        self, base: Path, seed: int = 5, dtype: torch.dtype = torch.float32, size: int = 1, *, lora: bool
-    ) -> None:
-        self.model: Any = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-        self.model.config.use_cache = False  # with one, transformers does not tell packed examples apart
-        if lora:
-            config = peft.LoraConfig(
-                task_type="CAUSAL_LM", r=4, lora_alpha=8, lora_dropout=0.1, target_modules="all-linear"
-            )
-            torch.manual_seed(seed)
-            self.model = peft.get_peft_model(self.model, config)
-        self.seed = seed
-        self.size = size
-        self.losses: list[float] = []
-        self.evaluations: list[float] = []
-        self.best: dict[str, torch.Tensor] = {}
-
-    def train(
-        self,
-        batch_of: Callable[[list[int]], Batch],
-        count: int,
-        steps: int,
-        *,
-        schedule: str = "linear",
-        warmup: int = 0,
-        held_out: list[Batch] | None = None,
-        eval_every: int = 1,
-        patience: int | None = None,
-    ) -> None:
-        model, stale = self.model.train(), 0
-        optimizer = torch.optim.AdamW(
-            [p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0
-        )
-        rate = transformers.get_scheduler(schedule, optimizer, warmup, steps)
-        torch.manual_seed(self.seed)
-        for step in range(steps):
-            epoch, place = divmod(step, math.ceil(count / (2 * self.size)))
-            order = torch.randperm(count, generator=torch.Generator().manual_seed((self.seed << 32) + epoch))
-            mine = order.split(self.size)[2 * place : 2 * place + 2]
-            batches = [batch_of(part.tolist()) for part in mine]
-            counts = [int((one["labels"] != -100).sum()) for one in batches]
-            loss = 0.0
-            for one, tokens in zip(batches, counts, strict=True):
-                part = model(**one).loss * (tokens / sum(counts))
-                part.backward()
-                loss += part.item()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            rate.step()
-            optimizer.zero_grad()
-            self.losses.append(loss)
-            if held_out and ((step + 1) % eval_every == 0 or step + 1 == steps):
-                found = self._evaluate(held_out)
-                stale = 0 if found < min(self.evaluations, default=math.inf) else stale + 1
-                self.evaluations.append(found)
-                if stale == 0:
-                    self.best = copy.deepcopy(model.state_dict())
-                if patience is not None and stale == patience:
-                    break
-
-    @torch.no_grad()
-    def _evaluate(self, batches: list[Batch]) -> float:
-        self.model.eval()
-        counts = [int((one["labels"] != -100).sum()) for one in batches]
-        losses = [self.model(**one).loss.item() * count for one, count in zip(batches, counts, strict=True)]
-        self.model.train()
-        return sum(losses) / sum(counts)
-
-    def saved(self, folder: Path, weights: dict[str, torch.Tensor] | None = None) -> bytes:
-        """The one weights file of what transformers or PEFT saves."""
-        twin = copy.deepcopy(self.model)
-        if weights is not None:
-            twin.load_state_dict(weights)
-        twin.save_pretrained(folder)
-        (file,) = folder.glob("*.safetensors")
-        return file.read_bytes()
-
-
-def tokenized(words: Any, rows: list[dict[str, Any]]) -> list[tuple[list[int], list[int]]]:
-    """Ids and labels of conversations, by transformers' own masks."""
-    found = []
-    for row in rows:
-        one = words.apply_chat_template(row["messages"], return_dict=True, return_assistant_tokens_mask=True)
-        ids, masks = one["input_ids"], one["assistant_masks"]
-        found.append((ids, [token if mask else -100 for token, mask in zip(ids, masks, strict=True)]))
-    return found
-
-
-def collated(features: list[tuple[list[int], list[int]]], words: Any) -> Batch:
-    """A padded batch, by transformers' own collator."""
-    collator = transformers.DataCollatorForSeq2Seq(words, padding=True)
-    return dict(collator([{"input_ids": ids, "labels": labels} for ids, labels in features]))
-
-
-def flattened(examples: list[tuple[list[int], list[int]]], width: int, end: int) -> tuple[list[int], ...]:
-    """Examples in a row, each with positions of its own, filled up to `width`."""
-    ids = [token for one, _ in examples for token in one]
-    labels = [label for _, one in examples for label in one]
-    positions = [place for one, _ in examples for place in range(len(one))]
-    rest = width - len(ids)
-    return ids + [end] * rest, labels + [-100] * rest, positions + list(range(rest))
 
 
 # ---- tests ---------------------------------------------------------------------------------------------
@@ -195,7 +84,7 @@ def test_a_killed_lora_run_on_packed_chats_has_the_bytes_of_peft(base: Path, tmp
 
         return len(bins), batch
 
-    plain = Plain(base, lora=True)
+    plain = Plain(base, lora={})
     (count, batch), (count_held, batch_held) = packs(train), packs(held_out)
     assert 1 < count < len(train)
     held = [batch_held([number]) for number in range(count_held)]
@@ -206,6 +95,7 @@ def test_a_killed_lora_run_on_packed_chats_has_the_bytes_of_peft(base: Path, tmp
     run.kill_at(run.start(), 3)
     run.succeed()
     assert "resumed at step 2, attempt 2" in run.log()
+    assert run.progress["steps"] == spec.parse(run.attempt.job).steps == 6
     assert BUDGET < MODEL_BYTES <= run.progress["model_bytes"]
     assert run.progress["loads"] > run.progress["units"]
     assert 0 < run.progress["peak_bytes"] <= BUDGET
@@ -251,7 +141,7 @@ def test_full_fine_tuning_stops_early_with_the_bits_of_torch(base: Path, tmp_pat
         return [(prompt + answer, [-100] * len(prompt) + answer) for prompt, answer in ids]
 
     train, held_out = features(pairs[:18]), features(pairs[18:])
-    plain = Plain(base, lora=False)
+    plain = Plain(base)
     held = [collated([one], words) for one in held_out]
     plain.train(
         lambda chosen: collated([train[one] for one in chosen], words), 18, 20,
@@ -315,7 +205,7 @@ def test_three_jobs_at_once_have_one_host_copy_of_their_base(base: Path, tmp_pat
         assert shared is not None
         assert int(shared[2]) == round(base_bytes / 2**20)
     for seed, run in zip((1, 2, 3), runs, strict=True):
-        plain = Plain(base, seed, torch.bfloat16, 2, lora=True)
+        plain = Plain(base, seed, torch.bfloat16, 2, lora={})
         plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 2)
         expected = plain.saved(tmp_path / f"plain-{seed}")
         assert (run.output / "last" / "adapter_model.safetensors").read_bytes() == expected
@@ -326,6 +216,69 @@ def booked_copy(job: dict[str, Any]) -> tuple[str | None, int]:
     program = str(bundled.worker_path("finetune_lm"))
     plan = answer({"job": job, "program": program, "cuda": False, "device": None})["plan"]
     return shared_copy_of(spec.parse(job), Plan.from_dict(plan))
+
+
+def test_dora_and_whole_modules_have_the_bits_of_peft_after_a_kill(base: Path, tmp_path: Path) -> None:
+    rows = conversations(8)
+    data = {"files": [str(write_rows(tmp_path / "train.jsonl", rows))]}
+    words = transformers.AutoTokenizer.from_pretrained(base)
+    examples = tokenized(words, rows)
+    whole = ["lm_head", "embed_tokens"]
+    plain = Plain(base, lora={"use_dora": True, "modules_to_save": whole})
+    plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 5)
+
+    budget = 4_800_000
+    asked = {"steps": 5, "lora": {**LORA, "dora": True, "modules_to_save": whole}}
+    run = Run(tmp_path / "job", job_file(base, data, asked), budget)
+    run.kill_at(run.start(), 3)
+    run.succeed()
+    assert "resumed at step 2, attempt 2" in run.log()
+    assert run.progress["loads"] > run.progress["units"]
+    assert run.progress["peak_bytes"] <= budget < MODEL_BYTES
+    assert run.progress["metrics"]["loss"] == plain.losses[-1]
+    expected = plain.saved(tmp_path / "plain")
+    assert (run.output / "last" / "adapter_model.safetensors").read_bytes() == expected
+    names = load_file(run.output / "last" / "adapter_model.safetensors").keys()
+    assert any("lora_magnitude_vector" in name for name in names)
+    assert "base_model.model.model.embed_tokens.weight" in names
+
+
+def test_an_adapter_is_trained_further_and_merged_where_all_weights_are_trained(
+    base: Path, tmp_path: Path, program: Any
+) -> None:
+    rows = conversations(8)
+    data = {"files": [str(write_rows(tmp_path / "train.jsonl", rows))]}
+    words = transformers.AutoTokenizer.from_pretrained(base)
+    examples = tokenized(words, rows)
+    adapter = write_adapter(tmp_path / "adapter", base, lora_dropout=0.1)
+    model = {"source": str(adapter)}
+
+    def trained(**how: Any) -> Plain:
+        plain = Plain(base, adapter=adapter, **how)
+        plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 3)
+        return plain
+
+    run = Run(tmp_path / "further", job_file(base, data, {"steps": 3}, model=model), BUDGET)
+    run.succeed()
+    assert run.progress["loads"] > run.progress["units"]
+    assert run.progress["peak_bytes"] <= BUDGET
+    assert f"trains the adapter {adapter} further" in run.log()
+    expected = trained().saved(tmp_path / "plain")
+    assert (run.output / "last" / "adapter_model.safetensors").read_bytes() == expected
+    written = json.loads((run.output / "last" / "adapter_config.json").read_text())
+    assert (written["base_model_name_or_path"], written["r"]) == (str(base), 4)
+    assert "tokenizer.json" in {path.name for path in (run.output / "last").iterdir()}
+
+    merged = job_file(base, data, {"steps": 3, "method": "full"}, model=model)
+    run = Run(tmp_path / "merged", merged, 5_300_000)
+    run.kill_at(run.start(), 3)  # behind its checkpoint at step 2
+    run.succeed()
+    assert run.progress["peak_bytes"] <= 5_300_000
+    assert_equal(weights_in(run.output / "last"), sorted(trained(merge=True).model.state_dict().items()))
+
+    other = job_file(base, data, {"lora": {"r": 8}}, model=model)
+    refused = refusal(program, other, tmp_path / "output")
+    assert refused.message.startswith(f"finetune.lora.r: 8, but the adapter {adapter} has 4")
 
 
 def hold_after_a_step(run: Run, supervisor: Any) -> int:
@@ -386,9 +339,10 @@ ROW = {"prompt": "a", "completion": "b"}
         ([ROW, {**ROW, "completion": "b" * 999}], {}, {}, r"rows.jsonl, row 2: \d+ tokens are more than .* 96"),
         ([ROW], {}, {"sequence_length": 500}, "finetune.sequence_length: 500 tokens are more than the 128"),
         ([ROW], {}, {"lora": {"target_modules": ["nowhere"]}}, "finetune.lora: cannot adapt LlamaForCausalLM"),
+        ([ROW], {}, {"lora": {"modules_to_save": ["nowhere"]}}, "modules_to_save: no module of Llama.* is called"),
         ([ROW], {"eval_fraction": 0.5}, {}, "data.eval_fraction: there is only one row"),
     ],
-    ids=["empty", "column", "kind", "long", "positions", "layers", "split"],
+    ids=["empty", "column", "kind", "long", "positions", "layers", "modules", "split"],
 )  # fmt: skip
 def test_what_cannot_be_trained_is_said_before_training(
     rows: Any, data: Any, finetune: Any, said: str, program: Any, base: Path, tmp_path: Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 import transformers
 
+from superpipe_cluster import bundled
 from superpipe_cluster.errors import JobFileError
+from superpipe_cluster.planning.model_plan import recorded
 from superpipe_cluster.spec import parse
 from worker_runs import Run
 
@@ -46,6 +49,7 @@ def test_greedy_completions_are_those_of_generate_alone(tmp_path: Path) -> None:
     run = Run(tmp_path / "job", job(), BUDGET)
     run.succeed()
     streamed(run)
+    assert run.progress["step"] == run.progress["steps"] == parse(job()).steps
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(
         transformers.AutoConfig.for_model(**LLAMA, pad_token_id=256)
@@ -60,6 +64,12 @@ def test_greedy_completions_are_those_of_generate_alone(tmp_path: Path) -> None:
         expected.append(bytes(made[:until]).decode(errors="replace"))
     assert completions(run) == expected
     assert len(set(expected)) > 1
+
+
+def test_a_forecast_is_of_prompts_as_they_are_counted() -> None:
+    asked = parse(job(batch_size=4))
+    trace = recorded(lambda: runpy.run_path(str(bundled.worker_path("generate")))["probe"](asked))
+    assert trace.counted_as == 4 / 16, "a pass brings four prompts by a token, and each has 16"
 
 
 def test_a_killed_run_draws_the_same_tokens_whatever_goes_together(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def test_pictures_are_the_plain_pipelines_and_a_killed_job_leaves_the_bytes_of_a
     whole = Run(tmp_path / "whole", job(folder), WHOLE)
     whole.succeed()
     cut = Run(tmp_path / "cut", job(folder), SMALL)
-    cut.kill_at(cut.start(), 2)
+    assert whole.progress["step"] == whole.progress["steps"] == spec.parse(job(folder)).steps == 9
+    assert whole.progress["metrics"]["pictures"] == 6
+    cut.kill_at(cut.start(), 4)
     (cut.output / "00003.part").write_bytes(b"half a picture")
     cut.succeed()
     assert contents(cut.output) == contents(whole.output)
@@ -117,8 +119,10 @@ def test_every_family_paints_its_own_pixels_from_a_part_of_its_weights(family: A
 
 def test_the_smallest_budget_of_the_plan_is_enough_for_the_same_pixels(tmp_path: Path) -> None:
     folder = pipelines.saved(pipelines.stable_diffusion_3, tmp_path)
-    asked = spec.parse(job(folder, steps=2, batch_size=1))
-    floor_bytes = plan_of(recorded(lambda: PAINT["probe"](asked)), cuda=False).floor_bytes
+    asked = spec.parse(job(folder, prompts=["a"], images_per_prompt=1, steps=2, batch_size=1))
+    trace = recorded(lambda: PAINT["probe"](asked))
+    assert trace.counted_as == asked.steps == 2
+    floor_bytes = plan_of(trace, cuda=False).floor_bytes
     pipeline = plain(folder)
     call = {**PAINT["call_of"](pipeline, asked.paint), "prompt": ["a"], "output_type": "pt"}
     expected = pipeline(generator=torch.Generator().manual_seed(3), **call).images

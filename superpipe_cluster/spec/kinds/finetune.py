@@ -8,10 +8,18 @@ from typing import Annotated, ClassVar, Literal, cast
 from pydantic import Field
 
 from superpipe_cluster.spec.base import Complaint, StrictModel
-from superpipe_cluster.spec.fields import Count, CountOrZero, Flag, Positive, PositiveOrZero, Seed, Text
+from superpipe_cluster.spec.fields import (
+    Count,
+    CountOrZero,
+    Flag,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Share,
+    Text,
+)
 from superpipe_cluster.spec.job_base import JobBase
-
-Share = Annotated[float, Field(ge=0, lt=1)]
+from superpipe_cluster.spec.sections import LoraSection, ModelSection
 
 
 class ExamplesSection(StrictModel):
@@ -25,8 +33,9 @@ class ExamplesSection(StrictModel):
     """Part of the examples that is held out for the evaluation loss, without `eval_files`."""
     format: Literal["auto", "jsonl", "parquet", "csv", "text"] = "auto"
     """How to read the files; `auto` goes by their extensions."""
-    rows: Literal["auto", "text", "prompt", "alpaca", "messages"] = "auto"
-    """What a row is: a text, prompt and completion, instruction/input/output, or a chat; `auto` goes by its columns."""
+    rows: Literal["auto", "text", "prompt", "alpaca", "messages", "sharegpt"] = "auto"
+    """What a row is: a text, prompt and completion, instruction/input/output, a chat in `messages`, or ShareGPT's in
+    `conversations`; `auto` goes by its columns."""
     columns: dict[str, Text] = Field(default_factory=dict[str, str])
     """Columns under other names, `{prompt: question, completion: answer}`."""
     chat_template: Text | None = None
@@ -58,26 +67,17 @@ class ExamplesSection(StrictModel):
 #: Columns that rows have, by what a row is.
 COLUMNS_OF_ROWS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
+    "sharegpt": ("conversations",),
     "alpaca": ("instruction", "output"),
     "prompt": ("prompt", "completion"),
     "text": ("text",),
 }
-COLUMNS = (*dict.fromkeys(name for names in COLUMNS_OF_ROWS.values() for name in names), "input", "tools")
-
-
-class LoraSection(StrictModel):
-    """The adapter, in PEFT's terms."""
-
-    r: Count = 16
-    """Rank."""
-    alpha: Count = 32
-    """Scale: the update counts `alpha / r` times."""
-    dropout: Share = 0.0
-    """Dropout of what the adapter reads."""
-    target_modules: Text | tuple[Text, ...] = "all-linear"
-    """Names of the layers to adapt, a regular expression over their full names, or `all-linear`."""
-    use_rslora: Flag = False
-    """Scale by `alpha / sqrt(r)` instead, for high ranks."""
+COLUMNS = (
+    *dict.fromkeys(name for names in COLUMNS_OF_ROWS.values() for name in names),
+    "input",
+    "system",
+    "tools",
+)
 
 
 class FinetuneSection(StrictModel):
@@ -179,6 +179,24 @@ class FinetuneJob(JobBase):
         if tune.get("share_base") is True and home in ("pinned", "disk"):
             at = ("resources", "host")
             yield Complaint(at, f"{home}, but finetune.share_base shares the base", "write host: shared")
+
+    @property
+    def makes(self) -> ModelSection | None:
+        """With an adapter: a new one, or the one that was there and is trained further."""
+        if self.model is None or self.finetune is None or self.finetune.method == "full":
+            return super().makes
+        return self.model.model_copy(update={"planned_lora": self.model.planned_lora or self.finetune.lora})
+
+    @property
+    def model_folders(self) -> tuple[str, ...]:
+        """The best model where there are evaluations to say which that is, else the last."""
+        evaluates = self.data is not None and (self.data.eval_files or self.data.eval_fraction)
+        return ("best", "last") if evaluates else ("last",)
+
+    @property
+    def steps(self) -> int | None:
+        """Those of the optimizer; how many an epoch has, only the examples tell."""
+        return self.finetune.steps if self.finetune is not None else None
 
     @property
     def host(self) -> Literal["pinned", "shared", "disk"]:

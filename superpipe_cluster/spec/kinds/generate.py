@@ -51,3 +51,9 @@ class GenerateJob(JobBase):
     """The program that does the work: a bundled one by name, or your own by path, `./mine.py`."""
     generate: GenerateSection | None = None
     """What to generate, and how."""
+
+    @property
+    def steps(self) -> int | None:
+        """Prompts; how many are in a file, only the file tells."""
+        prompts = self.generate.prompts if self.generate is not None else ""
+        return None if isinstance(prompts, str) or self.own_program else len(prompts)

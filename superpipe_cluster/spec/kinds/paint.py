@@ -32,6 +32,10 @@ class PaintSection(StrictModel):
     seed: Seed = 0
     """The first picture's seed; the next one has the next number, and so on."""
 
+    def steps_of(self, pictures: int) -> int:
+        """Denoising steps in which so many pictures are painted, batch by batch."""
+        return -(-pictures // self.batch_size) * self.steps
+
 
 class PaintJob(JobBase):
     """Paint pictures."""
@@ -47,6 +51,14 @@ class PaintJob(JobBase):
     """The program that does the work: a bundled one by name, or your own by path, `./mine.py`."""
     paint: PaintSection | None = None
     """What to paint, and how."""
+
+    @property
+    def steps(self) -> int | None:
+        """Denoising steps of all batches; how many prompts are in a file, only the file tells."""
+        settings = self.paint
+        if settings is None or isinstance(settings.prompts, str) or self.own_program:
+            return None
+        return settings.steps_of(len(settings.prompts) * settings.images_per_prompt)
 
     @classmethod
     def rules(cls, given: Mapping[str, object]) -> Iterator[Complaint]:

@@ -68,3 +68,8 @@ class TrainJob(JobBase):
     """The text to train on."""
     train: TrainSection | None = None
     """How to train."""
+
+    @property
+    def steps(self) -> int | None:
+        """Those of the optimizer."""
+        return self.train.steps if self.train is not None else None

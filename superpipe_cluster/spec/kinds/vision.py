@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
+from typing import ClassVar, Literal
 
 from superpipe_cluster.spec.base import StrictModel
-from superpipe_cluster.spec.fields import Count, CountOrZero, Patterns, Positive, PositiveOrZero, Seed, Text
+from superpipe_cluster.spec.fields import (
+    Count,
+    CountOrZero,
+    Patterns,
+    Positive,
+    PositiveOrZero,
+    Seed,
+    Share,
+    Text,
+)
 from superpipe_cluster.spec.job_base import JobBase
-
-#: At least 0, and less than 1.
-Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class ImagesSection(StrictModel):
