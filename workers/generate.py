@@ -29,7 +29,7 @@ from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
 from superpipe_cluster.serving.asking import News, Request, Said, Sampling
 from superpipe_cluster.serving.engine import Engine, Limits
-from superpipe_cluster.serving.packed import Packed
+from superpipe_cluster.serving.packed import Packed, Piece
 from superpipe_cluster.spec import ByteRange, GenerateJob, GenerateSection
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def main(job: Job) -> None:
             )
             return held - needed_bytes
 
-        if packed := packable(model):
+        if packed := packable(model, streamer.device):
             engine = Engine(
                 packed,
                 streamer.device,
@@ -163,12 +163,14 @@ def one_by_one(
         yield [tokenizer.decode(made[:until])]
 
 
-def packable(model: Any) -> Packed | None:
-    """The model as one that takes many sequences in one pass; None if it cannot."""
+def packable(model: Any, device: torch.device) -> Packed | None:
+    """The model as one that takes many sequences in one pass; None if it cannot, which shows in the first at last."""
     try:
-        return Packed(model)
+        packed = Packed(model)
+        packed.run([Piece([0], 0, packed.new_cache())], device)
     except BadInput:
         return None
+    return packed
 
 
 def seed_of(settings: GenerateSection, index: int) -> int:
@@ -211,7 +213,7 @@ def probe(job: GenerateJob) -> Probe:
     config = load_config(job.model, tokenizer)
     model, _ = build_frozen(job.model, config, weights=False)
     encoded = [tokenizer.encode(prompt) or [0] for prompt in read_prompts(settings.prompts)]
-    packed = packable(model)
+    packed = packable(model, torch.device("cpu"))
     if packed is not None:
         limits = limits_of(encoded, settings)
         engine = Engine(packed, torch.device("cpu"), tokenizer.decode, (), limits)

@@ -68,6 +68,8 @@ def record(
     Raises:
         SpclusterError: the program cannot be streamed.
     """
+    if hasattr(nn.functional, "grouped_mm"):
+        torch.library.register_fake("aten::_grouped_mm", _grouped_mm, allow_override=True)
     with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
         # Copying a module (as transformer encoders do when they are built) looks for memory where there is none.
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
@@ -85,6 +87,20 @@ def record(
             return _record(probe, streamer, engine, where)
         finally:
             streamer.close()
+
+
+def _grouped_mm(
+    one: torch.Tensor,
+    other: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """The product of a mixture's experts, without memory: torch describes it for bfloat16, and computes it for all."""
+    size = (one.size(-2), other.size(-1))
+    if one.dim() == other.dim():  # groups of rows by groups of columns, or matrix by matrix
+        size = (one.size(0) if offs is None else offs.size(0), *size)
+    return one.new_empty(size, dtype=out_dtype)
 
 
 def _record(probe: Probe, streamer: Streamer, engine: RecordingEngine, where: Where) -> Trace:

@@ -25,7 +25,26 @@ MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 64},
     "gpt_neox": {},
     "opt": {"ffn_dim": 128, "word_embed_proj_dim": 64},
-}
+    # Scores that are capped, and windows; sinks, and experts.
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8},
+    "gpt_oss": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "num_local_experts": 8},
+    # Mixtures of experts: plain, beside one for all with a gate, many small ones, and chosen by sigmoids.
+    "mixtral": {"num_key_value_heads": 2},
+    "qwen2_moe": {
+        "num_key_value_heads": 2, "num_experts": 8, "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3_moe": {"num_key_value_heads": 2, "head_dim": 16, "num_experts": 16, "moe_intermediate_size": 32},
+    "glm4_moe": {
+        "num_key_value_heads": 2, "head_dim": 16, "n_routed_experts": 16, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1,
+    },
+}  # fmt: skip
+DEEPSEEK = {
+    "n_routed_experts": 16, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 32, "num_experts_per_tok": 2,
+    "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 32, "qk_nope_head_dim": 16, "v_head_dim": 16,
+    "first_k_dense_replace": 1,
+}  # fmt: skip
 LENGTHS, STEPS = (3, 17, 1, 30, 9), 12
 
 
@@ -82,9 +101,10 @@ def test_each_sequence_has_the_bits_that_it_has_alone(kind: str, dtype: torch.dt
     assert len({tuple(tokens) for tokens, _ in alone}) == len(LENGTHS)
 
 
-def test_so_it_has_while_the_model_streams() -> None:
-    alone = [by_generate(build("llama"), prompt) for prompt in prompts()]
-    model = build("llama")
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "mixtral"])
+def test_so_it_has_while_the_model_streams(kind: str) -> None:
+    alone = [by_generate(build(kind), prompt) for prompt in prompts()]
+    model = build(kind)
     with stream(model, k=2) as streamer:
         together = by_passes(Packed(model))
         stats = streamer.stats()
@@ -113,8 +133,29 @@ def test_adapters_add_the_same_bits_to_each(targets: Any, dora: bool, rows: int)
     assert all(torch.equal(one, same) for one, same in zip(alone, together, strict=True))
 
 
-def test_multiplied_together_only_last_bits_differ() -> None:
-    model = build("llama")
+def test_what_is_cached_otherwise_than_by_generate_has_the_bits_that_it_has_alone_here() -> None:
+    """DeepSeek keeps what keys and values are computed from; last bits depend on when that is done."""
+    model = build("deepseek_v3", **DEEPSEEK)
+    generated = [by_generate(model, prompt) for prompt in prompts()]
+    packed = Packed(model)
+    together = by_passes(packed)
+    for prompt, (tokens, scores), (same_tokens, same_scores) in zip(
+        prompts(), generated, together, strict=True
+    ):
+        cache = packed.new_cache()
+        pieces = [
+            Piece(prompt, 0, cache),
+            *(Piece([t], len(prompt) + n, cache) for n, t in enumerate(tokens)),
+        ]
+        alone = torch.cat([packed.run([piece], CPU).scores for piece in pieces[:STEPS]])
+        assert torch.equal(same_scores, alone)
+        assert same_tokens == tokens
+        torch.testing.assert_close(same_scores, scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_multiplied_together_only_last_bits_differ(kind: str) -> None:
+    model = build(kind)
     alone = [by_generate(model, prompt)[1] for prompt in prompts()]
     together = by_passes(Packed(model, exact=False))
     for scores, (_, same_scores) in zip(alone, together, strict=True):
@@ -162,9 +203,9 @@ def test_an_encoder_gives_each_text_the_vector_that_it_has_alone(kind: str) -> N
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
-        ("gemma2", {"head_dim": 16, "num_key_value_heads": 2}),
         ("mamba", {"state_size": 4}),
         ("bloom", {"n_head": 4}),
+        ("qwen3_next", {"num_key_value_heads": 2, "head_dim": 16, "num_experts": 8}),
     ],
 )
 def test_what_keeps_more_than_a_cache_or_attends_its_own_way_is_refused(
@@ -172,3 +213,14 @@ def test_what_keeps_more_than_a_cache_or_attends_its_own_way_is_refused(
 ) -> None:
     with pytest.raises(BadInput, match=f"{kind} cannot answer many requests in one pass"):
         Packed(build(kind, **more))
+
+
+@pytest.mark.parametrize("kind", ["diffllama", "nemotron"])
+def test_attention_that_is_not_called_as_others_call_it_is_refused_at_the_first_pass(kind: str) -> None:
+    """One attends twice in each layer; the other does not pass on what its forward was called with."""
+    model = build(kind, num_key_value_heads=2)
+    alone = by_generate(model, [1, 2, 3])
+    packed = Packed(model)
+    with pytest.raises(BadInput, match=f"{kind} cannot answer many requests in one pass"):
+        packed.run([Piece([1, 2, 3], 0, packed.new_cache())], CPU)
+    assert torch.equal(by_generate(model, [1, 2, 3])[1], alone[1]), "the model is as it was before"

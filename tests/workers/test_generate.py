@@ -91,11 +91,12 @@ def test_a_killed_run_draws_the_same_tokens_whatever_goes_together(tmp_path: Pat
     assert len(set(completions(cut))) == len(PROMPTS)
 
 
-def test_a_model_that_cannot_be_packed_goes_on_alone(tmp_path: Path) -> None:
-    recurrent = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 4, "vocab_size": 257}
-    run = Run(
-        tmp_path / "job", job({**recurrent, "eos_token_id": 256, "state_size": 8}, max_new_tokens=3), 64 << 20
-    )
+@pytest.mark.parametrize("kind", ["mamba", "diffllama"])
+def test_a_model_that_cannot_be_packed_goes_on_alone(tmp_path: Path, kind: str) -> None:
+    """One is known by its class, the other by its first pass."""
+    model = {**LLAMA, "num_hidden_layers": 4} if kind == "diffllama" else {"hidden_size": 32, "state_size": 8}
+    named = {"model_type": kind, "num_hidden_layers": 4, "vocab_size": 257, "eos_token_id": 256}
+    run = Run(tmp_path / "job", job({**model, **named}, max_new_tokens=3), 64 << 20)
     run.succeed()
     assert "one after another" in run.log()
     assert len(completions(run)) == len(PROMPTS)

@@ -370,15 +370,19 @@ def test_a_cancelled_job_finishes_what_it_has_begun(served: Served, client: open
             {"model": {"config": {"model_type": "mamba", "hidden_size": 64}}},
             "mamba cannot answer many requests",
         ),
+        (
+            {"model": {"config": {**LLAMA, "model_type": "diffllama", "num_key_value_heads": 2}}},
+            "diffllama cannot answer many requests",
+        ),
         ({"model": {"config": LLAMA, "tokenizer": "/nowhere"}}, "model.tokenizer: cannot load /nowhere"),
         ({"model": {"config": {"model_type": "vit"}}}, "cannot build vit"),
     ],
-    ids=["context", "mamba", "tokenizer", "vit"],
+    ids=["context", "mamba", "diffllama", "tokenizer", "vit"],
 )
 def test_what_cannot_be_served_is_refused_when_it_is_planned(change: dict[str, Any], said: str) -> None:
     program = runpy.run_path(str(bundled.worker_path("serve")))
     with pytest.raises(BadInput, match=re.escape(said)) as refused:
-        program["probe"](spec.parse({**JOB, **change}))
+        program["probe"](spec.parse({**JOB, **change})).step()
     assert refused.value.hint
 
 
