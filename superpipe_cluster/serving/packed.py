@@ -58,10 +58,12 @@ class Passed:
     Attributes:
         scores: a row for each piece that wanted the next token, in their order: `[pieces, vocabulary]`.
         vectors: for each piece that wanted one: `float32[pieces, hidden]`, of length one.
+        hidden: for each of these, its last hidden states: `[1, tokens, hidden]`.
     """
 
     scores: torch.Tensor
     vectors: torch.Tensor | None
+    hidden: tuple[torch.Tensor, ...] = ()
 
 
 class Packed:
@@ -92,6 +94,7 @@ class Packed:
                 "in full or in a sliding window (Llama, Qwen, Mistral, GPT-2 and most others do)",
             )
         AttentionInterface.register(_ATTENTION, _attend)
+        self._attention: Any = model.config._attn_implementation
         model.set_attn_implementation(_ATTENTION)
         self.model = model
         self._exact = exact
@@ -107,7 +110,12 @@ class Packed:
         # The model's own cache is not used; each piece has its own.
         self._no_cache = {"use_cache": False} if "use_cache" in takes else {}
         self._hidden: torch.Tensor | None = None
-        model.base_model.register_forward_hook(self._keep_hidden)
+        self._hook = model.base_model.register_forward_hook(self._keep_hidden)
+
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        self._hook.remove()
+        self.model.set_attn_implementation(self._attention)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache for one sequence."""
@@ -138,10 +146,11 @@ class Packed:
             else:
                 scores = out.logits[0] if self._last_only else out.logits[0, last]
             wanted = [number for number, piece in enumerate(pieces) if piece.vector]
-            vectors = None
+            vectors, states = None, ()
             if wanted and hidden is not None:
-                vectors = _means(hidden[0], ends.tolist(), lengths, wanted)
-        return Passed(scores[: len(asked)], vectors)
+                states = tuple(hidden.split(lengths, dim=1)[number] for number in wanted)
+                vectors = _means(states)
+        return Passed(scores[: len(asked)], vectors, states)
 
     def _keep_hidden(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._hidden = output[0]
@@ -153,9 +162,8 @@ def bytes_of(cache: DynamicCache) -> int:
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
-def _means(hidden: torch.Tensor, ends: list[int], lengths: list[int], wanted: list[int]) -> torch.Tensor:
-    means = [hidden[ends[n] - lengths[n] : ends[n]].float().mean(0) for n in wanted]
-    return functional.normalize(torch.stack(means), dim=-1)
+def _means(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    return functional.normalize(torch.stack([one[0].float().mean(0) for one in states]), dim=-1)
 
 
 def _attend(
