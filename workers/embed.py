@@ -3,6 +3,9 @@
 One flat program: read it from `main` down. Vectors are written to their places in one file as they are made, and a
 checkpoint says how many batches are in it: a job that is started again goes on behind them, with the bits it would have
 had.
+
+The last bits of a vector depend on who else is in its batch, so that follows from the data and `batch_size`, whatever
+the budget. With `auto` each row has the vector that it has alone, however many go together.
 """
 
 from __future__ import annotations
@@ -15,17 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-import torch
 
-from superpipe_cluster.embedding import Encoder, Rows, open_rows
+from superpipe_cluster.embedding import Alone, Encoder, Rows, open_rows
 from superpipe_cluster.errors import BadInput
 from superpipe_cluster.outputs import require_writable
 from superpipe_cluster.planning import Probe
-from superpipe_cluster.spec import EmbedJob, EmbedSection
+from superpipe_cluster.spec import ByteRange, EmbedJob, EmbedSection
 
 if TYPE_CHECKING:
     from superpipe_cluster.execution.job import Job
 
+#: Rows of a batch where `batch_size` is `auto`.
+MOST = 64
 #: Texts are sorted by length among so many batches, so that little of a batch is filling.
 _SORTED_TOGETHER = 64
 #: Rows in a row group of a Parquet file.
@@ -43,7 +47,7 @@ def main(job: Job) -> None:
     encoder = Encoder(asked.model, settings)
     done = batches_done(job.latest_checkpoint(), job.output)
     raw = job.output / "embeddings.npy"
-    batches = -(-len(rows) // settings.batch_size)
+    batches = -(-len(rows) // size_of(settings))
     if done < batches:
         require_writable(raw.parent, raw.name)
     with job.stream(encoder.model, weights=encoder.files) as streamer:
@@ -53,11 +57,18 @@ def main(job: Job) -> None:
         )
         if done:
             job.log(f"resumed behind batch {done}, attempt {job.attempt}")
+        alone = Alone(encoder, streamer.device) if settings.batch_size == "auto" else None
         saved, out = done, None
         for number, (places, batch) in enumerate(batches_from(done, rows, encoder, settings), start=done):
             if job.should_stop:
                 break
-            vectors = encoder.encode({name: value.to(streamer.device) for name, value in batch.items()})
+            if alone is None:
+                given = {name: value.to(streamer.device) for name, value in encoder.batch(batch).items()}
+                vectors = encoder.encode(given)
+            else:
+                vectors = alone.vectors(batch, streamer, for_passes(job), lambda: job.should_stop)
+            if vectors is None:  # it is to stop, in the middle of a batch
+                break
             if out is None:
                 out = VectorFile(raw, (len(rows), vectors.shape[1]), fresh=number == 0)
             out.write(places, vectors.cpu().numpy())
@@ -78,29 +89,40 @@ def main(job: Job) -> None:
 
 
 def probe(job: EmbedJob) -> Probe:
-    """One batch of the largest shape there can be, for the plan made before it runs."""
+    """One batch of the largest shape there can be, for the plan made before it runs; with `auto`, one row."""
     assert job.model is not None
     assert job.embed is not None
-    encoder = Encoder(job.model, job.embed, weights=False)
-    batch = encoder.widest(job.embed.batch_size, open_rows(job.embed).longest_bytes())
-    return Probe(encoder.model, lambda: encoder.encode(batch))
+    settings = job.embed
+    encoder = Encoder(job.model, settings, weights=False)
+    rows = open_rows(settings)
+    # With `auto` a pass has as many rows of a batch as a budget has room for: one, at least.
+    together = 1 if settings.batch_size == "auto" else settings.batch_size
+    batch = encoder.widest(together, rows.longest_bytes())
+    return Probe(
+        encoder.model, lambda: encoder.encode(batch), steps=together / min(size_of(settings), len(rows))
+    )
 
 
 # ---- batches ------------------------------------------------------------------------------------------
 
 
+def size_of(settings: EmbedSection) -> int:
+    """Rows of a batch."""
+    return MOST if settings.batch_size == "auto" else settings.batch_size
+
+
 def batches_from(
     first: int, rows: Rows, encoder: Encoder, settings: EmbedSection
-) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
-    """Batch `first` and all later ones: the places of its rows, and the model's inputs.
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """Batch `first` and all later ones: the places of its rows, and these as images or tokens, the longest first.
 
     Which rows are together follows from their order and `batch_size` alone.
     """
-    size = settings.batch_size
+    size = size_of(settings)
     if settings.images is not None:
         for start in range(first * size, len(rows), size):
             images = rows.read(start, min(start + size, len(rows)))
-            yield list(range(start, start + len(images))), encoder.pixels(images)
+            yield list(range(start, start + len(images))), images
         return
     group_rows = size * _SORTED_TOGETHER
     for start in range(first // _SORTED_TOGETHER * group_rows, len(rows), group_rows):
@@ -108,7 +130,13 @@ def batches_from(
         order = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]["input_ids"]))
         for at in range(max(0, first * size - start), len(order), size):
             chosen = order[at : at + size]
-            yield [start + row for row in chosen], encoder.pad([tokens[row] for row in chosen])
+            yield [start + row for row in chosen], [tokens[row] for row in chosen]
+
+
+def for_passes(job: Job) -> int:
+    """Bytes in which a pass must fit: those that are guaranteed; of an unknown guarantee, half of what there is now."""
+    asked = job.spec.resources.gpu_memory
+    return min(job.budget_bytes, asked.min_bytes) if isinstance(asked, ByteRange) else job.budget_bytes // 2
 
 
 # ---- output -------------------------------------------------------------------------------------------

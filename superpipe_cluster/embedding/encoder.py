@@ -90,6 +90,10 @@ class Encoder:
         encoded = self._tokenizer(given, truncation=True, max_length=self.max_length)
         return [{name: encoded[name][row] for name in encoded} for row in range(len(given))]
 
+    def batch(self, rows: Sequence[Any]) -> dict[str, torch.Tensor]:
+        """What `tokenize` made of some texts, or images, as one batch."""
+        return self.pad(rows) if self._of_texts else self.pixels(rows)
+
     def pad(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
         """What `tokenize` made of some texts as one batch, `int64[rows, tokens]` each."""
         if self._tokenizer is not None:
@@ -131,15 +135,30 @@ class Encoder:
         }
         with torch.no_grad():
             made = self.model(**given)
+        return self.finish(made, given.get("attention_mask"))
+
+    def finish(self, made: Any, mask: torch.Tensor | None) -> torch.Tensor:
+        """Vectors of what the model made: its output, or a tuple with the last hidden states."""
+        import torch
+
+        with torch.no_grad():
             if self._two_towers:
                 vectors = made if isinstance(made, torch.Tensor) else made.pooler_output
             else:
-                vectors = self._pool(made, given.get("attention_mask"))
+                vectors = self._pool(made, mask)
             for dense in self._dense:
                 vectors = dense(vectors)
             if self._normalize:
                 vectors = torch.nn.functional.normalize(vectors, p=2, dim=1)
         return vectors.float()
+
+    @property
+    def needs_tokens_alone(self) -> bool:
+        """Whether nothing but the tokens of a text goes into the model."""
+        if not self._of_texts or self._two_towers:
+            return False
+        (row,) = self.tokenize(["a"])
+        return not any(any(row[name]) for name in row.keys() - {"input_ids", "attention_mask"})
 
     def _pool(self, made: Any, mask: torch.Tensor | None) -> torch.Tensor:
         import torch

@@ -214,11 +214,8 @@ class _Writer:
 
     def _turn(self, where: str, turn: Any) -> Message:
         # Columns of a table are filled up with nulls: what is not there is not said.
-        said = (
-            {name: value for name, value in turn.items() if value is not None}
-            if isinstance(turn, dict)
-            else {}
-        )
+        columns = turn if isinstance(turn, dict) else {}
+        said = {name: value for name, value in columns.items() if value is not None}
         if "role" in said:
             return said
         if not isinstance(said.get("from"), str) or not isinstance(said.get("value"), str):

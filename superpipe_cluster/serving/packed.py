@@ -71,10 +71,12 @@ class Passed:
     Attributes:
         scores: a row for each piece that wanted the next token, in their order: `[pieces, vocabulary]`.
         vectors: for each piece that wanted one: `float32[pieces, hidden]`, of length one.
+        hidden: for each of these, its last hidden states: `[1, tokens, hidden]`.
     """
 
     scores: torch.Tensor
     vectors: torch.Tensor | None
+    hidden: tuple[torch.Tensor, ...] = ()
 
 
 class Packed:
@@ -107,8 +109,8 @@ class Packed:
         AttentionInterface.register(_OURS, partial(_attend, _by_torch))
         AttentionInterface.register(_WITH_OWN, partial(_attend, _by_model))
         ExpertsInterface.register(_OURS, _experts)
-        attention, experts = model.config._attn_implementation, model.get_experts_implementation()
-        ours = {name: _OURS if it == "grouped_mm" else it for name, it in experts.items()}
+        self._found = model.config._attn_implementation or "eager", model.get_experts_implementation()
+        ours = {name: _OURS if it == "grouped_mm" else it for name, it in self._found[1].items()}
         model.set_attn_implementation(_WITH_OWN if own_attention else _OURS)
         model.set_experts_implementation(ours)
         self.model = model
@@ -125,14 +127,14 @@ class Packed:
         # The model's own cache is not used; each piece has its own.
         self._no_cache = {"use_cache": False} if "use_cache" in takes else {}
         self._hidden: torch.Tensor | None = None
-        hook = model.base_model.register_forward_hook(self._keep_hidden)
+        self._hook = model.base_model.register_forward_hook(self._keep_hidden)
 
-        def let_go() -> None:
-            hook.remove()
-            model.set_attn_implementation(attention or "eager")
-            model.set_experts_implementation(experts)
-
-        self._let_go = let_go
+    def close(self) -> None:
+        """Leave the model as it was found."""
+        attention, experts = self._found
+        self._hook.remove()
+        self.model.set_attn_implementation(attention)
+        self.model.set_experts_implementation(experts)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache for one sequence."""
@@ -163,7 +165,7 @@ class Packed:
                     **keep,
                 )
             except BadInput:
-                self._let_go()
+                self.close()
                 raise
             hidden, self._hidden = self._hidden, None
             if not self.makes_text:
@@ -171,10 +173,11 @@ class Packed:
             else:
                 scores = out.logits[0] if self._last_only else out.logits[0, last]
             wanted = [number for number, piece in enumerate(pieces) if piece.vector]
-            vectors = None
+            vectors, states = None, ()
             if wanted and hidden is not None:
-                vectors = _means(hidden[0], ends.tolist(), lengths, wanted)
-        return Passed(scores[: len(asked)], vectors)
+                states = tuple(hidden.split(lengths, dim=1)[number] for number in wanted)
+                vectors = _means(states)
+        return Passed(scores[: len(asked)], vectors, states)
 
     def _keep_hidden(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         self._hidden = output[0]
@@ -186,9 +189,8 @@ def bytes_of(cache: DynamicCache) -> int:
     return sum(tensor.nbytes for tensor in kept if tensor is not None)
 
 
-def _means(hidden: torch.Tensor, ends: list[int], lengths: list[int], wanted: list[int]) -> torch.Tensor:
-    means = [hidden[ends[n] - lengths[n] : ends[n]].float().mean(0) for n in wanted]
-    return functional.normalize(torch.stack(means), dim=-1)
+def _means(states: Sequence[torch.Tensor]) -> torch.Tensor:
+    return functional.normalize(torch.stack([one[0].float().mean(0) for one in states]), dim=-1)
 
 
 def _refusal(model: Any) -> BadInput:  # of a model, or of a part that has its configuration

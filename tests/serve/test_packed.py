@@ -118,6 +118,8 @@ def test_so_it_has_while_the_model_streams(kind: str) -> None:
     ("targets", "dora"), [("all-linear", False), ("all-linear", True), (["embed_tokens", "q_proj"], True)]
 )
 @pytest.mark.parametrize("rows", [64, 128])
+# What PEFT and its callees say about each other.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated:FutureWarning")
 def test_adapters_add_the_same_bits_to_each(targets: Any, dora: bool, rows: int) -> None:
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=8, target_modules=targets, use_dora=dora)
     torch.manual_seed(1)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from superpipe_cluster import spec
-from superpipe_cluster.embedding import Encoder, open_rows
+from superpipe_cluster.embedding import Alone, Encoder, Recipe, open_rows
 from superpipe_cluster.errors import BadInput, JobFileError
+from superpipe_cluster.planning.model_plan import probe_of_job, recorded
+from superpipe_cluster.planning.profile import plan_of
 from superpipe_cluster.spec import EmbedSection, ModelSection, files
 from superpipe_cluster.streaming import stream
 from worker_runs import Run
@@ -211,6 +214,19 @@ def test_a_sentence_transformers_folder_says_how(
     assert torch.equal(vectors, expected)
 
 
+def test_a_folder_on_the_hub_says_how_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence_model(tmp_path, {"pooling_mode": "cls"})
+
+    def cached_file(source: str, name: str, **_: Any) -> str | None:
+        assert source == "org/model"
+        return str(tmp_path / name) if (tmp_path / name).is_file() else None
+
+    monkeypatch.setattr("transformers.utils.hub.cached_file", cached_file)
+    recipe = Recipe.read("org/model")
+    assert recipe is not None
+    assert (recipe.pooling, recipe.normalize, recipe.max_length) == (("cls",), True, 6)
+
+
 # ---- the same files ------------------------------------------------------------------------------------
 
 
@@ -234,6 +250,141 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     assert (cut.output / "embeddings.parquet").read_bytes() == expected
     made = parquet.read_table(cut.output / "embeddings.parquet")
     assert made.column("id").to_pylist() == [row["name"] for row in rows]
+
+
+# ---- as many in a pass as there is room for -------------------------------------------------------------
+
+
+def texts_of(count: int) -> list[str]:
+    return ["a text " * (number * 7 % 17 + 1) for number in range(count)]
+
+
+def vectors(run: Run) -> list[list[float]]:
+    table = parquet.read_table(run.output / "embeddings.parquet")
+    assert table.column("id").to_pylist() == list(range(table.num_rows))
+    return table.column("embedding").to_pylist()
+
+
+def test_texts_have_the_vectors_that_they_have_alone_whatever_the_budgets(tmp_path: Path) -> None:
+    texts = texts_of(150)
+    table = tmp_path / "docs.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    asked = job({"config": BERT}, texts=str(table), batch_size="auto", checkpoint_every=1)
+    parsed = spec.parse(asked)
+    floor_bytes = plan_of(recorded(probe_of_job(parsed)), cuda=False).floor_bytes
+    least, more = floor_bytes + 50_000, 900_000
+    run = Run(tmp_path / "job", asked, least)
+    run.kill_at(run.start(), 2)
+    few = run.progress["loads"]
+    run.attempt = replace(run.attempt, budget_bytes=more)
+    run.succeed()
+    assert "resumed behind batch 2, attempt 2" in run.log() or "resumed behind batch 1," in run.log()
+    assert run.progress["steps"] == 3
+    assert run.progress["units"] < run.progress["loads"] < few
+    assert floor_bytes < run.progress["peak_bytes"] <= more < run.progress["model_bytes"]
+
+    torch.manual_seed(0)
+    model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**BERT)).eval()
+    expected = []
+    for text in texts:
+        with torch.no_grad():
+            hidden = model(torch.tensor([list(text.encode())])).last_hidden_state
+        expected.append((hidden.sum(1) / hidden.shape[1])[0].tolist())
+    assert vectors(run) == expected
+
+
+def test_passes_keep_to_what_is_guaranteed(tmp_path: Path) -> None:
+    table = tmp_path / "docs.jsonl"
+    table.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts_of(64)))
+    asked = job({"config": BERT}, texts=str(table), batch_size="auto")
+    asked["resources"] = {"gpu_memory": "600KiB..900KiB"}
+    run = Run(tmp_path / "job", asked, 900 << 10)
+    run.succeed()
+    assert run.progress["loads"] > 2 * run.progress["units"]
+    assert run.progress["floor_bytes"] <= 600 << 10 < run.progress["peak_bytes"] <= 900 << 10
+
+
+def test_images_have_the_vectors_that_they_have_alone(clip: Path, tmp_path: Path) -> None:
+    pictures = write_digits(tmp_path / "digits", 20)
+    budget = 600_000
+    asked = job({"source": str(clip)}, images=str(tmp_path / "digits"), batch_size="auto")
+    run = Run(tmp_path / "job", asked, budget)
+    run.succeed()
+    assert run.progress["units"] < run.progress["loads"] < 10 * run.progress["units"], "not a pass for each"
+    assert run.progress["peak_bytes"] <= budget < run.progress["model_bytes"]
+
+    model = transformers.CLIPModel.from_pretrained(clip)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+    processor = transformers.AutoImageProcessor.from_pretrained(clip, backend="pil")
+    expected = []
+    for path in pictures:
+        with torch.no_grad():
+            given = processor(images=[Image.open(path).convert("RGB")], return_tensors="pt")
+            made = model.get_image_features(**given)
+        expected += (made if isinstance(made, torch.Tensor) else made.pooler_output).tolist()
+    assert parquet.read_table(run.output / "embeddings.parquet").column("embedding").to_pylist() == expected
+
+
+class Odd(transformers.BertModel):
+    """Does something with the mask of a text, also where it hides nothing."""
+
+    def forward(self, *args: Any, attention_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        made = super().forward(*args, attention_mask=attention_mask, **kwargs)
+        if attention_mask is not None:
+            made.last_hidden_state = made.last_hidden_state * attention_mask.sum()
+        return made
+
+
+class Choosy(transformers.BertModel):
+    """Reads a value of its input."""
+
+    _supports_attention_backend = False
+
+    def forward(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        made = super().forward(input_ids, **kwargs)
+        if input_ids[0, 0] > 100:
+            made.last_hidden_state = -made.last_hidden_state
+        return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "most_passes"),
+    [
+        (None, {}, 20),
+        (None, {"model_type": "deberta-v2", "relative_attention": True, "pos_att_type": ["p2c", "c2p"]}, 45),
+        (Odd, {}, 45),
+        (Choosy, {}, 64),
+    ],
+    ids=["side by side", "by length", "by length after all", "one after another"],
+)
+def test_whatever_a_model_does_the_vectors_are_those_of_each_text_alone(
+    kind: Any, config: dict[str, Any], most_passes: int
+) -> None:
+    section = ModelSection(config={**BERT, **config})
+    encoder = Encoder(section, EmbedSection(texts=("x",)))
+    if kind is not None:
+        encoder.model.__class__ = kind
+    rows = encoder.tokenize([*texts_of(60), "x text", "y text", "z text", "a text"])
+    rows.sort(key=lambda row: -len(row["input_ids"]))
+    expected = torch.cat([encoder.encode(encoder.pad([row])) for row in rows])
+    passes = [1]
+    with stream(encoder.model, k=3, weights=encoder.files, poison=True) as streamer:
+        made = Alone(encoder, streamer.device).vectors(
+            rows, streamer, 4 << 20, lambda: bool(passes.append(1))
+        )
+        stats = streamer.stats()
+    assert made is not None
+    assert torch.equal(made, expected)
+    assert stats.peak_units <= 3 < stats.units
+    assert 1 < len(passes) <= most_passes
+
+
+def test_a_job_that_is_to_stop_does_so_between_two_passes() -> None:
+    encoder = Encoder(ModelSection(config=BERT), EmbedSection(texts=("x",)))
+    rows = encoder.tokenize(texts_of(5))
+    with stream(encoder.model, k=3, weights=encoder.files) as streamer:
+        assert Alone(encoder, streamer.device).vectors(rows, streamer, 0, lambda: True) is None
 
 
 # ---- what cannot be embedded ---------------------------------------------------------------------------

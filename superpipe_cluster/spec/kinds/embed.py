@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from superpipe_cluster.spec.base import Complaint, StrictModel
-from superpipe_cluster.spec.fields import Count, Flag, Patterns, Text
+from superpipe_cluster.spec.fields import AutoOrCount, Count, Flag, Patterns, Text
 from superpipe_cluster.spec.job_base import JobBase
 
 
@@ -29,8 +29,9 @@ class EmbedSection(StrictModel):
     """Whether vectors are scaled to length 1; null for what the model says."""
     max_length: Count | None = None
     """Tokens of a text at most, what is longer is cut; null for the model's own limit."""
-    batch_size: Count = 32
-    """Texts or images per forward pass."""
+    batch_size: AutoOrCount = 32
+    """Texts or images per forward pass; with `auto` each has the vector that it has alone, and a pass over the weights
+    brings as many as there is room for."""
     format: Literal["parquet", "npy"] = "parquet"
     """`embeddings.parquet` with `id` and `embedding`, or `embeddings.npy` with `ids.jsonl`."""
     checkpoint_every: Count = 20
