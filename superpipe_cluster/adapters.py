@@ -6,6 +6,7 @@ PEFT does the rest, and its folders are the format. Which base and which adapter
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -83,22 +84,6 @@ class Adapter:
         except Exception as error:  # of safetensors, pickle, the hub
             raise self._unreadable(f"the weights of the adapter {self.source}", error) from error
 
-    def require(self, lora: LoraSection) -> None:
-        """Refuse to train it further as another one.
-
-        Raises:
-            BadInput: a field of `lora` asks for something that the adapter is not.
-        """
-        usual = LoraSection()
-        for field, name in _FIELDS.items():
-            asked, own = getattr(lora, field), _plain(getattr(self.config, name, None))
-            if asked != getattr(usual, field) and _plain(asked) != own:
-                raise BadInput(
-                    f"finetune.lora.{field}: {_plain(asked)}, but the adapter {self.source} has {own}, and is trained "
-                    "further as it is",
-                    hint="leave it out; or, for a new adapter, name the base as model.source",
-                )
-
     @property
     def leaves_base(self) -> bool:
         """Whether the weights of the base are used as they are: neither taken apart nor overwritten."""
@@ -117,6 +102,28 @@ class Adapter:
             f"model.source: cannot read {what}: {first_line(error)}",
             hint="write the adapter again with PEFT's save_pretrained()",
         )
+
+
+def require_alike(lora: LoraSection, adapter: Adapter | LoraSection) -> None:
+    """Refuse to train an adapter further as another one.
+
+    Args:
+        lora: what is asked for; where it is as by default, nothing is.
+        adapter: the one that is there, or that another job is yet to make.
+
+    Raises:
+        BadInput: a field of `lora` asks for something that the adapter is not.
+    """
+    is_there = isinstance(adapter, Adapter)
+    for field, name in _FIELDS.items():
+        asked = _plain(getattr(lora, field))
+        known = _plain(getattr(adapter.config, name, None) if is_there else getattr(adapter, field))
+        if asked not in (known, _plain(getattr(LoraSection(), field))):
+            which = f"the adapter {adapter.source}" if is_there else "the adapter in model.source"
+            raise BadInput(
+                f"finetune.lora.{field}: {asked}, but {which} has {known}, and is trained further as it is",
+                hint="leave it out; or, for a new adapter, name the base as model.source",
+            )
 
 
 def add_adapter(
@@ -140,11 +147,12 @@ def add_adapter(
     import torch
 
     modules = [name for name, _ in base.named_modules()]
-    for asked_for in lora.modules_to_save:
-        if not any(name.endswith(asked_for) for name in modules):
+    for whole in lora.modules_to_save:
+        if not any(name.endswith(whole) for name in modules):  # PEFT says nothing then
+            known = dict.fromkeys(name.rpartition(".")[2] for name in modules)
             raise BadInput(
-                f"finetune.lora.modules_to_save: no module of {type(base).__name__} is called {asked_for!r}",
-                hint=f"it has, for instance, {', '.join(name for name in modules if name)[:100]}",
+                f"finetune.lora.modules_to_save: no module of {type(base).__name__} is called {whole!r}",
+                hint=f"there are {', '.join(name for name in known if name and not name.isdigit())}",
             )
     asked = {name: _plain(getattr(lora, field)) for field, name in _FIELDS.items()}
     config = _peft("finetune.method: lora").LoraConfig(task_type="CAUSAL_LM", **asked)
@@ -245,12 +253,14 @@ def _adapted(
         next(stored[name] for name in own if name in stored).read_into(value)
         return value
 
-    if weights:
-        values = {parameter: value_of(parameter) for parameter in base.parameters() if parameter.is_meta}
-        with _in_place_of(values, base):
-            model = _peft().get_peft_model(base, config)
-    else:
-        model = _adapted_shape(base, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's and transformers' calls of each other
+        if weights:
+            values = {parameter: value_of(parameter) for parameter in base.parameters() if parameter.is_meta}
+            with _in_place_of(values, base):
+                model = _peft().get_peft_model(base, config)
+        else:
+            model = _adapted_shape(base, config)
     # PEFT keeps sets, and writes them down in another order in each process.
     for one in model.peft_config.values():
         for field in ("target_modules", "modules_to_save"):

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from superpipe_cluster.adapters import Adapter, add_adapter, put_adapter, renamed
+from superpipe_cluster.adapters import Adapter, add_adapter, put_adapter, renamed, require_alike
 from superpipe_cluster.errors import BadInput, SpclusterError, first_line
 from superpipe_cluster.spec import LoraSection, ModelSection
 
@@ -252,8 +252,10 @@ def build_adapted(
         BadInput: as `build_model`, or the adapter is for another model, or is not what `lora` asks for.
     """
     adapter = adapter_of(section)
+    known = adapter or section.planned_lora
+    if known is not None:
+        require_alike(lora, known)
     if adapter is not None:
-        adapter.require(lora)
         return _put(section, config, "AutoModelForCausalLM", adapter, weights=weights)
     base, files = _base(section, config, "AutoModelForCausalLM", weights=weights)
     return add_adapter(base, files, section.planned_lora or lora, seed, weights=weights)

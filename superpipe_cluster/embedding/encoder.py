@@ -57,7 +57,8 @@ class Encoder:
         if recipe.folder and recipe.source == section.source:
             inner = section.model_copy(update={"source": inside(recipe.source, recipe.folder)})
         self._of_texts = settings.texts is not None
-        self._config = load_config(inner)
+        by_bytes = section.tokenizer in (None, "bytes")
+        self._config = load_config(inner, **({"vocab_size": _BYTES_PAD + 1} if by_bytes else {}))
         self._config.use_cache = False
         self._pooling = (settings.pooling,) if settings.pooling else recipe.pooling
         self._normalize = recipe.normalize if settings.normalize is None else settings.normalize

@@ -29,6 +29,7 @@ from superpipe_cluster.finetuning.sequences import best_fit
 from superpipe_cluster.head.shared_copies import shared_copy_of
 from superpipe_cluster.planning import Plan
 from superpipe_cluster.planning.__main__ import answer
+from superpipe_cluster.planning.model_plan import probe_of_job, recorded
 from waiting import wait_until
 from worker_runs import Run
 
@@ -279,6 +280,10 @@ def test_an_adapter_is_trained_further_and_merged_where_all_weights_are_trained(
     other = job_file(base, data, {"lora": {"r": 8}}, model=model)
     refused = refusal(program, other, tmp_path / "output")
     assert refused.message.startswith(f"finetune.lora.r: 8, but the adapter {adapter} has 4")
+    maker = spec.parse(job_file(base, data, {"lora": LORA}))
+    before_it_is_there = spec.parse({**other, "model": {"source": "job:f"}}).over(maker)
+    with pytest.raises(BadInput, match=r"finetune\.lora\.r: 8, but the adapter in model\.source has 4"):
+        recorded(probe_of_job(before_it_is_there))
 
 
 def hold_after_a_step(run: Run, supervisor: Any) -> int:
