@@ -87,7 +87,7 @@ class Adapter:
     @property
     def leaves_base(self) -> bool:
         """Whether the weights of the base are used as they are: neither taken apart nor overwritten."""
-        brought = self.config.modules_to_save or ()
+        brought = _modules_to_save(self.config)
         return (
             self.config.peft_type.value == "LORA"
             and self.config.init_lora_weights in _LEAVES_BASE
@@ -241,7 +241,7 @@ def _adapted(
 
     base.requires_grad_(False)
     config.base_model_name_or_path, config.inference_mode = None, False
-    names, copied = _names_of(base), config.modules_to_save or ()
+    names, copied = _names_of(base), _modules_to_save(config)
     stored = None if files is None else WeightFiles(files)
 
     def value_of(parameter: nn.Parameter) -> torch.Tensor:
@@ -264,7 +264,7 @@ def _adapted(
     # PEFT keeps sets, and writes them down in another order in each process.
     for one in model.peft_config.values():
         for field in ("target_modules", "modules_to_save"):
-            if isinstance(getattr(one, field), set):
+            if isinstance(getattr(one, field, None), set):
                 setattr(one, field, sorted(getattr(one, field)))
     return model, _renamed(stored, names, model)
 
@@ -296,10 +296,15 @@ def _names_of(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def _is_in(name: str, modules: tuple[str, ...] | list[str]) -> bool:
+def _modules_to_save(config: Any) -> tuple[str, ...]:
+    """How the names of modules end that an adapter brings along whole; not all kinds of adapters know such."""
+    return tuple(getattr(config, "modules_to_save", None) or ())
+
+
+def _is_in(name: str, modules: tuple[str, ...]) -> bool:
     """Whether a parameter is in one of these modules, which are named by how their names end."""
     *path, _ = name.split(".")
-    return any(".".join(path[:length]).endswith(tuple(modules)) for length in range(1, len(path) + 1))
+    return any(".".join(path[:length]).endswith(modules) for length in range(1, len(path) + 1))
 
 
 def _adapted_shape(base: nn.Module, config: Any) -> Any:

@@ -12,6 +12,7 @@ their files and can be shared with all other jobs on it (`build_frozen`). Who tr
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,15 +36,35 @@ _WHAT: dict[AutoClass, str] = {
 }
 
 
+def find_file(source: str, name: str) -> str | None:
+    """A file of a model, local or on the hub; None if it has none of this name, or there is no way to it."""
+    if not Path(source).is_dir():
+        return _find_on_hub(source, name)
+    path = Path(source) / name
+    return str(path) if path.is_file() else None
+
+
+@lru_cache
+def _find_on_hub(source: str, name: str) -> str | None:
+    return transformers().utils.hub.cached_file(
+        source,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+
+
 def adapter_of(section: ModelSection) -> Adapter | None:
     """The adapter that is the model's source; None where that is a model, or where there is none.
 
     Raises:
         BadInput: it cannot be used.
     """
-    library = transformers()
-    file = library.utils.find_adapter_config_file(section.source)
-    return None if section.source is None or file is None else Adapter(section.source, file)
+    if section.source is None:
+        return None
+    file = find_file(section.source, "adapter_config.json")
+    return None if file is None else Adapter(section.source, file)
 
 
 def base_of(section: ModelSection) -> ModelSection:
@@ -60,19 +81,17 @@ def tokenizer_source(section: ModelSection) -> str | None:
     """Where the model's own tokenizer is: in the source, for an adapter without one in its base; None if in neither.
 
     Raises:
-        BadInput: the adapter cannot be used.
+        BadInput: the adapter cannot be used, or its base is not there.
     """
-
-    def has_one(source: str) -> bool:
-        folder = Path(source)
-        return not folder.is_dir() or any(folder.glob("tokenizer*")) or (folder / "vocab.json").exists()
-
-    if section.source is None or has_one(section.source):
-        return section.source
-    adapter = adapter_of(section)
+    model, adapter = section.source, adapter_of(section)
     if adapter is not None:
-        load_config(section)  # says it if the base is not there
-    return adapter.base if adapter is not None and has_one(adapter.base) else None
+        load_config(section)
+        if find_file(adapter.source, "tokenizer_config.json") is not None:
+            return adapter.source
+        model = adapter.base
+    if model is None or not Path(model).is_dir():
+        return model  # what is on the hub has one
+    return model if any(Path(model).glob("tokenizer*")) or find_file(model, "vocab.json") else None
 
 
 def load_config(section: ModelSection, **defaults: Any) -> PreTrainedConfig:

@@ -46,6 +46,7 @@ class Alone:
         self._are_alike = True
         #: Tokens of the largest pass so far; of the next one at most; and of any, once memory has run out.
         self._largest, self._room, self._most = 0, 0, math.inf
+        self._token_bytes = 0
 
     def vectors(
         self, rows: Sequence[Any], streamer: Streamer, room_bytes: int, should_stop: Callable[[], bool]
@@ -68,6 +69,7 @@ class Alone:
             if len(chosen) > 1 and not self._is_settled:
                 self._pack(chosen[:2])
                 chosen = self._next(left)
+            is_largest = _size(chosen) >= self._largest
             self._largest = max(self._largest, _size(chosen))
             try:
                 made += self._pass(chosen)
@@ -79,10 +81,12 @@ class Alone:
             if left and should_stop():
                 return None
             stats = streamer.stats()
+            if is_largest:  # more than a token takes: some of these bytes do not grow with the pass
+                self._token_bytes = -(-stats.others_bytes // self._largest)
             # If no weights came, they are all there, and a larger pass would save nothing.
-            if stats.loads > loads and stats.floor_bytes:
-                # A part of what the largest pass needed does not grow with it: this is never too much.
-                self._room = self._largest * room_bytes // stats.floor_bytes
+            if stats.loads > loads and self._token_bytes:
+                spare_bytes = room_bytes - (stats.floor_bytes or 0)
+                self._room = self._largest + spare_bytes // self._token_bytes
         return torch.cat(made)
 
     # ---- who goes together -----------------------------------------------------------------------------

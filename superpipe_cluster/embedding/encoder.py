@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from superpipe_cluster.embedding.recipe import Recipe, find_file, inside, read_json
+from superpipe_cluster.embedding.recipe import Recipe, inside, read_json
 from superpipe_cluster.errors import BadInput, first_line
 from superpipe_cluster.pretrained import (
     AutoClass,
     base_of,
     build_frozen,
+    find_file,
     load_config,
     tokenizer_source,
     transformers,

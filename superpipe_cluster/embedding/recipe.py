@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from superpipe_cluster.errors import BadInput, first_line
-from superpipe_cluster.pretrained import transformers
+from superpipe_cluster.pretrained import find_file
 
 #: sentence-transformers' older way to name the poolings, in the order in which their vectors are joined.
 _OLD_POOLINGS = {
@@ -108,20 +108,6 @@ def _poolings(source: str, said: Mapping[str, Any]) -> tuple[str, ...]:
                 hint=f"choose one of {', '.join(_POOLINGS)} in embed.pooling",
             )
     return chosen
-
-
-def find_file(source: str, name: str) -> str | None:
-    """A file of a model, local or on the hub; None if it has none of this name."""
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return str(path) if path.is_file() else None
-    return transformers("embed").utils.hub.cached_file(
-        source,
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
 
 
 def read_json(source: str, name: str) -> Any:

@@ -56,6 +56,7 @@ class StreamStats:
         surprises: accesses that came otherwise than foreseen.
         floor_bytes: the smallest budget in which every step so far could have been made, or the one that was rehearsed
             (see `Streamer.rehearsed`); None before the first one.
+        others_bytes: most bytes of everything but units in this step and the one before it: what grows with a batch.
     """
 
     units: int
@@ -75,6 +76,7 @@ class StreamStats:
     disk_bytes: int
     surprises: int
     floor_bytes: int | None
+    others_bytes: int
 
 
 class Streamer:
@@ -232,6 +234,7 @@ class Streamer:
             disk_bytes=engine.home.disk_bytes,
             surprises=engine.order.surprises,
             floor_bytes=self._floor_bytes(),
+            others_bytes=engine.need.most_others(0),
         )
 
     def _floor_bytes(self) -> int | None:

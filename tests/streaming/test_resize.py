@@ -37,6 +37,25 @@ def _resize(streamer: Streamer, budget: int) -> int:
     return budget
 
 
+def test_what_is_held_beside_units_says_how_much_larger_a_batch_may_be() -> None:
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64) for _ in range(8)))
+    with stream(model, k=2) as streamer, torch.no_grad():
+        model(torch.randn(100, 64))
+        small = streamer.stats()
+        assert small.floor_bytes is not None
+        per_row = small.others_bytes / 100
+        budget = small.floor_bytes * 3
+        rows = int(100 + (budget - small.floor_bytes) / per_row)
+    assert rows > 200
+    with stream(model, budget) as streamer, torch.no_grad():
+        for _ in range(2):
+            model(torch.randn(int(0.98 * rows), 64))  # the floor has two percent to spare
+        large = streamer.stats()
+    assert large.others_bytes > small.others_bytes
+    assert large.loads > large.units
+    assert 0.8 * budget < large.peak_bytes <= budget
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_storm_of_resizes_in_forward_backward_and_between_changes_no_bit(seed: int) -> None:
     """200 resizes in 50 training steps. The device itself refuses any byte beyond the budget in force."""

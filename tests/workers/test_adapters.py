@@ -174,8 +174,13 @@ def test_vectors_are_those_of_the_adapted_model(
     assert stats.loads > stats.units
 
 
-def test_an_adapter_that_takes_its_base_apart_is_used_as_peft_uses_it(base: Path, tmp_path: Path) -> None:
-    adapter = write_adapter(tmp_path / "adapter", base, init_lora_weights="pissa")
+@pytest.mark.parametrize("kind", ["pissa", "loha"])
+def test_an_adapter_that_needs_all_of_its_base_is_used_as_peft_uses_it(
+    kind: str, base: Path, tmp_path: Path
+) -> None:
+    loha = peft.LoHaConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"])
+    how = {"config": loha} if kind == "loha" else {"init_lora_weights": "pissa"}
+    adapter = write_adapter(tmp_path / "adapter", base, **how)
     run = Run(tmp_path / "job", generate(adapter), 3_000_000)
     run.succeed()
     assert run.progress["loads"] > run.progress["units"]

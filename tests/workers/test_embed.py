@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 
 from superpipe_cluster import spec
 from superpipe_cluster.embedding import Alone, Encoder, Recipe, open_rows
+from superpipe_cluster.embedding.each import Each, NotAlike
 from superpipe_cluster.errors import BadInput, JobFileError
 from superpipe_cluster.planning.model_plan import probe_of_job, recorded
 from superpipe_cluster.planning.profile import plan_of
@@ -378,6 +379,25 @@ def test_whatever_a_model_does_the_vectors_are_those_of_each_text_alone(
     assert torch.equal(made, expected)
     assert stats.peak_units <= 3 < stats.units
     assert 1 < len(passes) <= most_passes
+
+
+def test_tensors_that_go_together_do_so_operator_by_operator_or_not_at_all() -> None:
+    first, second = torch.tensor([[1.0, 5.0]]), torch.tensor([[4.0, 3.0]])
+    both = Each.of([first, second])
+    largest = (both * 2).max(dim=1)
+    assert [part.tolist() for part in largest.values.parts] == [[10.0], [8.0]]
+    assert [part.tolist() for part in torch.cat([both, torch.zeros(1, 2)]).sum(0).parts] == [[1, 5], [4, 3]]
+    assert both.shape == first.shape
+    both[:, 0] = 7.0
+    assert (first[0, 0], second[0, 0]) == (7.0, 7.0)
+    for mixing in (
+        lambda: torch.zeros(1, 2).add_(both),
+        lambda: torch.zeros(1, 2).__setitem__((0, 0), both[0, 1]),
+        lambda: bool((both > 4).all()),
+        lambda: Each.of([first, torch.zeros(1, 3)]),
+    ):
+        with pytest.raises(NotAlike):
+            mixing()
 
 
 def test_a_job_that_is_to_stop_does_so_between_two_passes() -> None:
