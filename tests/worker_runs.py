@@ -1,15 +1,21 @@
-"""A job run as the actor runs it, without Ray: its folder, its attempts, and being killed."""
+"""A job run as the actor runs it, without Ray: its folder, its attempts, and being killed; or in this process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import runpy
 import signal
+import socket
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.execution.attempt import Attempt
+from superpipe_cluster.execution.control import ChildLine, LineReader, receive
+from superpipe_cluster.execution.job import Job
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.execution.supervisor import End, Grace, Supervisor
 from superpipe_cluster.machine import parse_device
@@ -30,9 +36,32 @@ class Run:
         )  # fmt: skip
         self.progress: dict[str, Any] = {}
 
-    def start(self, grace: Grace | None = None) -> Supervisor:
+    def _begin(self) -> None:
         self.attempt = replace(self.attempt, attempt=self.attempt.attempt + 1, epoch=self.attempt.epoch + 1)
         self.attempt.write(self.folder)
+
+    def here(self) -> None:
+        """Run the program in this process, where its libraries are loaded: what other runs are compared with."""
+        self._begin()
+        self.output.mkdir(exist_ok=True)
+        ours, theirs = socket.socketpair()
+        with ours, theirs, self.folder.log.open("a") as log:
+            job = Job.of(self.attempt, self.folder, ChildLine(theirs))
+            with (
+                contextlib.chdir(self.output),
+                contextlib.redirect_stdout(log),
+                warnings.catch_warnings(action="ignore"),  # what libraries say of each other is for the log
+            ):
+                runpy.run_path(self.attempt.program)["main"](job)
+                job.flush()
+            theirs.shutdown(socket.SHUT_WR)
+            reader = LineReader()
+            while (messages := receive(ours, reader)) is not None:
+                for message in messages:
+                    self.progress.update(message)
+
+    def start(self, grace: Grace | None = None) -> Supervisor:
+        self._begin()
         supervisor = Supervisor(self.folder.root, grace or Grace())
         supervisor.start()
         return supervisor

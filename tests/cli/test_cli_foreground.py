@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import PROGRAM, Said, environment, process
+from commands import PROGRAM, Said, environment, process, spcluster
 from superpipe_cluster.head import own_ray
 from superpipe_cluster.head.home import Home
 from superpipe_cluster.machine import processes
@@ -24,7 +24,7 @@ def home() -> Iterator[Home]:
     # Not below pytest's own folder: the path of a unix socket may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="spc-") as folder:
         yield Home(Path(folder) / "home")
-        process("down", SPCLUSTER_HOME=f"{folder}/home")
+        spcluster("down", SPCLUSTER_HOME=f"{folder}/home")
 
 
 def free_port() -> int:
@@ -66,11 +66,14 @@ def left_of(home: Home) -> list[str]:
     return [title for pid, title in titles.items() if pid in marked or str(home.root) in title]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_and_the_cluster(home: Home, number: signal.Signals) -> None:
+def test_ctrl_c_ends_it_and_the_cluster(home: Home) -> None:
     foreground = Foreground(home)
-    assert process("queue", SPCLUSTER_HOME=str(home.root)).returncode == 0
-    foreground.process.send_signal(number)
+    assert spcluster("queue", SPCLUSTER_HOME=str(home.root)).returncode == 0
+    foreground.process.send_signal(signal.SIGINT)
+    assert_stopped(foreground, home)
+
+
+def assert_stopped(foreground: Foreground, home: Home) -> None:
     ended = foreground.ended()
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.endswith("the cluster is stopped\n")
@@ -95,7 +98,7 @@ def test_somebody_elses_down_ends_it_in_peace(home: Home) -> None:
     assert foreground.ended().returncode == 0
 
 
-def test_redis_may_be_named_by_the_environment_which_jobs_do_not_inherit(
+def test_sigterm_ends_it_and_redis_may_be_named_by_the_environment_which_jobs_do_not_inherit(
     home: Home, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     redis = embedded.start(tmp_path_factory.mktemp("r"))
@@ -108,7 +111,7 @@ def test_redis_may_be_named_by_the_environment_which_jobs_do_not_inherit(
         variables = [Path(f"/proc/{pid}/environ").read_bytes() for pid in rays]
         assert not any(redis.url.encode() in each for each in variables)
         foreground.process.terminate()
-        assert foreground.ended().returncode == 0
+        assert_stopped(foreground, home)
         assert processes.process(redis.pid) is not None  # somebody else's, and stays
     finally:
         embedded.stop(redis.url, redis.pid)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from commands import PROGRAM, Said, environment, process
+from commands import PROGRAM, Said, environment, process, spcluster
 from superpipe_cluster.cli.options import DEFAULT_PORT
 from superpipe_cluster.head import cluster
 from waiting import wait_until
@@ -36,7 +36,7 @@ def home() -> Iterator[Path]:
     # Not below pytest's own folder: the path of a unix socket may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="spc-") as folder:
         yield Path(folder) / "home"
-        process("down", SPCLUSTER_HOME=str(Path(folder) / "home"))
+        spcluster("down", SPCLUSTER_HOME=str(Path(folder) / "home"))
 
 
 def _free_port() -> int:
@@ -64,7 +64,7 @@ def test_the_default_port_is_the_heads() -> None:
 
 @pytest.mark.parametrize("device", ["cpu:3", "cpu:0GiB@1GB/s", "gpu", "cuda:99"])
 def test_up_refuses_devices_that_are_none(tmp_path: Path, device: str) -> None:
-    said = process("up", "--device", device, SPCLUSTER_HOME=str(tmp_path / "home"))
+    said = spcluster("up", "--device", device, SPCLUSTER_HOME=str(tmp_path / "home"))
     assert said.returncode == 2
     assert said.stderr.startswith("error: ")
     assert "hint: " in said.stderr
@@ -74,14 +74,14 @@ def test_up_refuses_devices_that_are_none(tmp_path: Path, device: str) -> None:
 def test_up_refuses_a_port_in_use(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        said = process("up", "--port", str(port), SPCLUSTER_HOME=str(tmp_path / "home"))
+        said = spcluster("up", "--port", str(port), SPCLUSTER_HOME=str(tmp_path / "home"))
     assert said.returncode == 5
     assert f"port {port}" in said.stderr
     assert not (tmp_path / "home" / "cluster.json").exists()
 
 
 def test_down_without_a_cluster(tmp_path: Path) -> None:
-    said = process("down", SPCLUSTER_HOME=str(tmp_path))
+    said = spcluster("down", SPCLUSTER_HOME=str(tmp_path))
     assert said.returncode == 5
     assert "`spcluster up`" in said.stderr
 
@@ -91,16 +91,19 @@ def test_a_day_of_a_cluster(home: Path, tmp_path: Path) -> None:
     def ask(*arguments: str) -> Said:
         return process(*arguments, SPCLUSTER_HOME=str(home))
 
+    def ask_here(*arguments: str) -> Said:
+        return spcluster(*arguments, SPCLUSTER_HOME=str(home))
+
     port = _free_port()
     up = ask("up", "--device", "cpu:1GiB@1GB/s", "--port", str(port), "-o", "json")
     assert up.returncode == 0, up.stderr
     assert json.loads(up.stdout)["url"] == f"http://127.0.0.1:{port}"
     assert (home.stat().st_mode & 0o777, (home / "token").stat().st_mode & 0o777) == (0o700, 0o600)
 
-    second = ask("up")
+    second = ask_here("up")
     assert (second.returncode, second.stdout) == (5, "")
     assert "runs already" in second.stderr
-    assert ask("doctor").returncode == 0
+    assert ask_here("doctor").returncode == 0
 
     gate = tmp_path / "gate"
     (tmp_path / "count.py").write_text(COUNTING, encoding="utf-8")
@@ -134,7 +137,7 @@ def test_a_day_of_a_cluster(home: Path, tmp_path: Path) -> None:
         assert following.stdout.read() == "".join(f"number {number}\n" for number in range(1, 5))
         reader.join()
     assert re.search(r"job 1 \(count\) succeeded after", notes[-1])
-    (done,) = json.loads(ask("queue", "-a", "-o", "json").stdout)
+    (done,) = json.loads(ask_here("queue", "-a", "-o", "json").stdout)
     assert (done["state"], done["attempt"], done["step"]) == ("SUCCEEDED", 1, 5)
 
     down = ask("down", "--drain")  # nothing runs any more, so that it takes no longer

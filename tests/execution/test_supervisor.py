@@ -119,9 +119,17 @@ def test_how_it_ends_is_told(
     assert words is None or words in str(end.message)
 
 
-def test_a_traceback_and_a_hint_are_in_the_log(run: Run, tmp_path: Path) -> None:
+def test_the_log_has_a_traceback_or_where_the_user_can_help_a_hint(run: Run, tmp_path: Path) -> None:
     ended(run("def main(job):\n    {}['missing']\n"))
-    assert "KeyError: 'missing'" in JobFolder(tmp_path).log.read_text()
+    log = JobFolder(tmp_path).log
+    assert "Traceback" in log.read_text()
+    assert "KeyError: 'missing'" in log.read_text()
+    log.unlink()
+    said = "raise errors.BadInput('unreadable model', hint='give another')"
+    ended(run(f"from superpipe_cluster import errors\ndef main(job):\n    {said}\n"))
+    assert "unreadable model" in log.read_text()
+    assert "hint: give another" in log.read_text()
+    assert "Traceback" not in log.read_text()
 
 
 def test_a_program_without_main_is_bad_input(run: Run) -> None:

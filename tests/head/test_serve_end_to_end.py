@@ -12,6 +12,7 @@ from pathlib import Path
 import openai
 import pytest
 
+import round_figures
 from superpipe_cluster import spec
 from superpipe_cluster.client import Client
 from superpipe_cluster.execution.remains import last_child
@@ -54,6 +55,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
         port = server.getsockname()[1]
     home = Home(tmp_path / "home")
     up(UpOptions(home.root, port=port, devices=("cpu:8MiB@2GB/s",)))
+    round_figures.give_to(home)
     yield home
     down(home.root)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import superpipe_cluster
+from round_figures import profile
 from streaming import twins
 from superpipe_cluster.errors import BadInput, BudgetTooSmall
 from superpipe_cluster.planning import Forecast, Plan, keep_correction
@@ -28,14 +29,6 @@ INPUTS = torch.zeros(5, 64)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SPCLUSTER_HOME", str(tmp_path))
     return tmp_path
-
-
-def profile() -> MachineProfile:
-    """A processor of round figures."""
-    return MachineProfile(
-        device="cpu", torch=torch.__version__, threads=1, measured_at="", h2d_bytes_per_s=1e10, d2h_bytes_per_s=1e10,
-        memory_bytes_per_s=1e10, flops_per_s={"float32": 1e10}, operator_s=1e-5,
-    )  # fmt: skip
 
 
 def planned(**options) -> Forecast:
@@ -175,6 +168,9 @@ def test_operators_are_timed_once() -> None:
     assert time_operators(trace, known, torch.device("cpu")) == 0
     assert all(0 < seconds < 1 for seconds in known.operators.values())
     assert model.weight.grad is None
+    assumed = profile(assumed=True)
+    assert time_operators(trace, assumed, torch.device("cpu")) == 0
+    assert assumed.operators == {}
 
 
 def test_a_run_corrects_the_next_forecast() -> None:

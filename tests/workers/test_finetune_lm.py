@@ -20,11 +20,12 @@ import transformers
 from safetensors.torch import load_file
 
 from finetuning.bases import MARKED, conversations, write_adapter, write_base, write_rows
-from finetuning.plain import Batch, Plain, collated, flattened, tokenized
+from plain_runs.finetuning import LORA, SETTINGS, Batch, Plain, collated, flattened, tokenized
 from streaming.home_programs import bytes_of_copies, copies_of
 from streaming.twins import assert_equal
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.errors import BadInput
+from superpipe_cluster.execution.supervisor import Grace
 from superpipe_cluster.finetuning.sequences import best_fit
 from superpipe_cluster.head.shared_copies import shared_copy_of
 from superpipe_cluster.planning import Plan
@@ -41,11 +42,6 @@ pytestmark = [
 
 MODEL_BYTES = 5_650_000
 BUDGET = 4_200_000
-SETTINGS = {
-    "batch_size": 1, "accumulate": 2, "sequence_length": 96, "lr": 1e-2, "seed": 5, "checkpoint_every": 2,
-    "log_every": 1,
-}  # fmt: skip
-LORA = {"r": 4, "alpha": 8, "dropout": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +56,7 @@ def job_file(base: Path, data: dict[str, Any], finetune: dict[str, Any], **more:
     }  # fmt: skip
 
 
-# ---- tests ---------------------------------------------------------------------------------------------
+# ---- the same bits -------------------------------------------------------------------------------------
 
 
 def test_a_killed_lora_run_on_packed_chats_has_the_bytes_of_peft(base: Path, tmp_path: Path) -> None:
@@ -167,7 +163,7 @@ def test_full_fine_tuning_stops_early_with_the_bits_of_torch(base: Path, tmp_pat
     with torch.no_grad():
         assert_equal(plain.model.eval()(tokens).logits, loaded(tokens).logits)
 
-    run.succeed()  # started again after its end, it stays ended
+    run.here()  # started again after its end, it stays ended
     assert run.progress["step"] == steps
     assert_equal(weights_in(run.output / "last"), sorted(plain.model.state_dict().items()))
 
@@ -177,12 +173,12 @@ def test_three_jobs_at_once_have_one_host_copy_of_their_base(base: Path, tmp_pat
     data = {"files": [str(write_rows(tmp_path / "train.jsonl", rows))]}
     words = transformers.AutoTokenizer.from_pretrained(base)
     examples = tokenized(words, rows)
-    model, asked = {"source": str(base), "dtype": "bfloat16"}, {"steps": 2, "batch_size": 2, "lora": LORA}
+    model, asked = {"source": str(base), "dtype": "bfloat16"}, {"steps": 4, "batch_size": 2, "lora": LORA}
     runs = [
         Run(tmp_path / str(seed), job_file(base, data, {**asked, "seed": seed}, model=model), BUDGET)
         for seed in (1, 2, 3)
     ]
-    supervisors = [run.start() for run in runs]
+    supervisors = [run.start(Grace(sleep_s=600)) for run in runs]  # they stand still below
     pids = [hold_after_a_step(run, supervisor) for run, supervisor in zip(runs, supervisors, strict=True)]
 
     frozen = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
@@ -207,7 +203,7 @@ def test_three_jobs_at_once_have_one_host_copy_of_their_base(base: Path, tmp_pat
         assert int(shared[2]) == round(base_bytes / 2**20)
     for seed, run in zip((1, 2, 3), runs, strict=True):
         plain = Plain(base, seed, torch.bfloat16, 2, lora={})
-        plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 2)
+        plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 4)
         expected = plain.saved(tmp_path / f"plain-{seed}")
         assert (run.output / "last" / "adapter_model.safetensors").read_bytes() == expected
 

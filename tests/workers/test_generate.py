@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import transformers
 
+from plain_runs.generation import greedy
 from superpipe_cluster import bundled
 from superpipe_cluster.errors import JobFileError
 from superpipe_cluster.planning.model_plan import recorded
@@ -47,21 +46,10 @@ def completions(run: Run) -> list[str]:
 
 def test_greedy_completions_are_those_of_generate_alone(tmp_path: Path) -> None:
     run = Run(tmp_path / "job", job(), BUDGET)
-    run.succeed()
+    run.here()
     streamed(run)
     assert run.progress["step"] == run.progress["steps"] == parse(job()).steps
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(
-        transformers.AutoConfig.for_model(**LLAMA, pad_token_id=256)
-    )
-    expected = []
-    for prompt in PROMPTS:
-        given = torch.tensor([list(prompt.encode())])
-        made = model.generate(
-            given, attention_mask=torch.ones_like(given), max_new_tokens=16, do_sample=False, pad_token_id=256
-        )[0, given.shape[1] :].tolist()
-        until = made.index(256) if 256 in made else len(made)
-        expected.append(bytes(made[:until]).decode(errors="replace"))
+    expected = greedy(LLAMA, PROMPTS, 16)
     assert completions(run) == expected
     assert len(set(expected)) > 1
 
@@ -75,7 +63,7 @@ def test_a_forecast_is_of_prompts_as_they_are_counted() -> None:
 def test_a_killed_run_draws_the_same_tokens_whatever_goes_together(tmp_path: Path) -> None:
     drawn = {"temperature": 0.9, "top_p": 0.95, "top_k": 100, "seed": 5}
     alone = Run(tmp_path / "alone", job(batch_size=1, **drawn), 64 << 20)
-    alone.succeed()
+    alone.here()
     cut = Run(tmp_path / "cut", job(batch_size=2, **drawn), BUDGET)
     cut.kill_at(cut.start(), 4)
     written = (cut.output / "completions.jsonl").read_bytes()
@@ -97,7 +85,7 @@ def test_a_model_that_cannot_be_packed_goes_on_alone(tmp_path: Path, kind: str) 
     model = {**LLAMA, "num_hidden_layers": 4} if kind == "diffllama" else {"hidden_size": 32, "state_size": 8}
     named = {"model_type": kind, "num_hidden_layers": 4, "vocab_size": 257, "eos_token_id": 256}
     run = Run(tmp_path / "job", job({**model, **named}, max_new_tokens=3), 64 << 20)
-    run.succeed()
+    run.here()
     assert "one after another" in run.log()
     assert len(completions(run)) == len(PROMPTS)
 

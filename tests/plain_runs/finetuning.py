@@ -1,4 +1,4 @@
-"""The libraries' own fine-tuning, with nothing of ours: PEFT, transformers and torch on a model that is all there."""
+"""Fine-tuning with PEFT, transformers and torch alone, as `finetune_lm` is to do it: its bits are held against this."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ import peft
 import torch
 import transformers
 
+#: What `Plain` trains with, as a job file has it.
+SETTINGS = {
+    "batch_size": 1, "accumulate": 2, "sequence_length": 96, "lr": 1e-2, "seed": 5, "checkpoint_every": 2,
+    "log_every": 1,
+}  # fmt: skip
+LORA = {"r": 4, "alpha": 8, "dropout": 0.1}
+
+_PEFTS_OWN_NAMES = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"}
+
 Batch = dict[str, torch.Tensor]
-
-
-LORA = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.1, "target_modules": "all-linear"}
 
 
 class Plain:
@@ -26,7 +32,7 @@ class Plain:
         seed: of the adapter, and of all that is drawn.
         dtype: of the base.
         size: examples of a micro-batch.
-        lora: what of a new adapter is not as in `LORA`; None for no new one.
+        lora: what of a new adapter is not as in `LORA`, in PEFT's names; None for no new one.
         adapter: a folder with one to train further; merged into the base where all weights are trained.
         merge: whether they are.
     """
@@ -47,7 +53,7 @@ class Plain:
         if lora is not None:
             torch.manual_seed(seed)
             self.model = peft.get_peft_model(
-                self.model, peft.LoraConfig(task_type="CAUSAL_LM", **{**LORA, **lora})
+                self.model, peft.LoraConfig(task_type="CAUSAL_LM", **{**_PEFTS_OWN_NAMES, **lora})
             )
         elif adapter is not None:
             self.model = peft.PeftModel.from_pretrained(self.model, adapter, is_trainable=not merge)
