@@ -4,6 +4,10 @@ Owns who goes together, and how many. [Note: vectors alone] The last bits of a v
 batch. Here every operator is given each row by itself, so they do not, and a pass may have as many rows as there is
 room for. Texts go side by side through models that can tell them apart (`Packed`, as when they are served); texts of
 one length, and images, through any model, operator by operator (`Each`).
+
+[Note: room for a pass] How many fit is measured: what a token takes in the largest pass so far says how many more there
+is room for. Texts side by side take a little more each than one alone, for what goes into attention and comes out of
+it; so the first pass of them is a smaller one, and is measured anew.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from superpipe_cluster.embedding.encoder import Encoder
 from superpipe_cluster.errors import BadInput, DeviceOutOfMemory
 from superpipe_cluster.serving.packed import Packed, Piece
 from superpipe_cluster.streaming import Streamer
+
+#: The part of the room for texts one by one that those side by side begin with. See [Note: room for a pass].
+_FIRST = 0.75
 
 
 @dataclass(frozen=True)
@@ -46,7 +53,7 @@ class Alone:
         self._are_alike = True
         #: Tokens of the largest pass so far; of the next one at most; and of any, once memory has run out.
         self._largest, self._room, self._most = 0, 0, math.inf
-        self._token_bytes = 0
+        self._token_bytes = 0.0
 
     def vectors(
         self, rows: Sequence[Any], streamer: Streamer, room_bytes: int, should_stop: Callable[[], bool]
@@ -69,8 +76,9 @@ class Alone:
             if len(chosen) > 1 and not self._is_settled:
                 self._pack(chosen[:2])
                 chosen = self._next(left)
-            is_largest = _size(chosen) >= self._largest
-            self._largest = max(self._largest, _size(chosen))
+            is_largest = _size(chosen) >= self._largest and (len(chosen) > 1 or self._packed is None)
+            if is_largest:
+                self._largest = _size(chosen)
             try:
                 made += self._pass(chosen)
                 left = left[len(chosen) :]
@@ -81,12 +89,13 @@ class Alone:
             if left and should_stop():
                 return None
             stats = streamer.stats()
-            if is_largest:  # more than a token takes: some of these bytes do not grow with the pass
-                self._token_bytes = -(-stats.others_bytes // self._largest)
+            if is_largest:
+                # More than a token takes, for some of these bytes do not grow with the pass, and the floor has a spare.
+                self._token_bytes = 1.03 * stats.others_bytes / self._largest
             # If no weights came, they are all there, and a larger pass would save nothing.
             if stats.loads > loads and self._token_bytes:
                 spare_bytes = room_bytes - (stats.floor_bytes or 0)
-                self._room = self._largest + spare_bytes // self._token_bytes
+                self._room = self._largest + int(spare_bytes / self._token_bytes)
         return torch.cat(made)
 
     # ---- who goes together -----------------------------------------------------------------------------
@@ -94,6 +103,8 @@ class Alone:
     def _next(self, left: Sequence[_Row]) -> list[_Row]:
         """The first row, and those behind it that fit beside it."""
         chosen, room = list(left[:1]), min(self._room, self._most)
+        if not self._is_settled:
+            room = room * _FIRST
         for row in left[1:]:
             may_join = self._packed or not self._is_settled
             may_join = may_join or (self._are_alike and len(row.tokens) == len(chosen[0].tokens))
@@ -117,12 +128,14 @@ class Alone:
         if not is_same:
             self._packed.close()
             self._packed = None
+            return
+        self._largest, self._room, self._token_bytes = 0, int(self._room * _FIRST), 0.0
 
     # ---- passes ----------------------------------------------------------------------------------------
 
     def _pass(self, rows: Sequence[_Row]) -> list[torch.Tensor]:
         """The vectors of some rows, `float[1, dimensions]` each."""
-        if self._packed is not None:
+        if self._packed is not None and len(rows) > 1:
             hidden = self._packed.run([Piece(row.tokens, vector=True) for row in rows], self._device).hidden
             return [
                 self._encoder.finish((states,), self._there(row)["attention_mask"])

@@ -251,7 +251,7 @@ def test_passes_keep_to_what_is_guaranteed(tmp_path: Path) -> None:
 
 
 def test_images_have_the_vectors_that_they_have_alone(clip: Path, tmp_path: Path) -> None:
-    pictures = write_digits(tmp_path / "digits", 20)
+    pictures = write_digits(tmp_path / "digits", 20, (40, 36))
     budget = 600_000
     asked = job({"source": str(clip)}, images=str(tmp_path / "digits"), batch_size="auto")
     run = Run(tmp_path / "job", asked, budget)
