@@ -88,11 +88,12 @@ def test_an_idle_model_gives_back_what_it_has_no_use_for(home: Home, tmp_path: P
 
         job = client.submit(spec.parse(served))
         said = wait_until(answer, "the model answers", 100)
-        assert client.show(job.id).budget_bytes == 6 * MIB
         wait_until(lambda: budget() == 3 * MIB, "it has given back all but its guarantee", 30)
         wait_until(lambda: client.show(job.id).k == 1, "it is as small in that", 30)
         idle = client.show(job.id)
         assert (idle.state, idle.most_bytes) == ("RUNNING", 3 * MIB)
+        (placed,) = (event.data["budget_bytes"] for event in idle.events if event.kind == "placed")
+        assert placed == 6 * MIB
         asks = [event.data["why"] for event in idle.events if event.kind == "resize_asked"]
         assert asks == ["its program has no use for more now"]
 
