@@ -92,6 +92,7 @@ def test_it_fails_when_ray_has_died_and_leaves_nothing(home: Home) -> None:
     assert left_of(home) == []
 
 
+@pytest.mark.slow
 def test_somebody_elses_down_ends_it_in_peace(home: Home) -> None:
     foreground = Foreground(home)
     assert process("down", SPCLUSTER_HOME=str(home.root)).returncode == 0

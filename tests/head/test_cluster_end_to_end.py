@@ -250,7 +250,7 @@ def test_the_head_alone_is_stopped_and_brought_back(cluster: Cluster) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
-@pytest.mark.parametrize("has_devices", [False, True])
+@pytest.mark.parametrize("has_devices", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_head_and_workers_stay_on_their_nodes(cluster: Cluster, has_devices: bool) -> None:
     ray = cluster.home.read_cluster().ray
 
@@ -337,7 +337,7 @@ def test_down_may_let_running_jobs_come_to_their_end(cluster: Cluster) -> None:
     cluster.finish(waiting)
 
 
-@pytest.mark.parametrize("part", ["/raylet", "/gcs_server"])
+@pytest.mark.parametrize("part", ["/raylet", pytest.param("/gcs_server", marks=pytest.mark.slow)])
 def test_after_a_part_of_ray_was_killed_up_goes_on_from_the_checkpoint(cluster: Cluster, part: str) -> None:
     job = cluster.submit(f"after-{part[1:4]}")
     saved = cluster.until(job, lambda seen: (seen.checkpoint_step or 0) >= 5, "has saved").checkpoint_step

@@ -49,13 +49,13 @@ def main(job):
 pytestmark = pytest.mark.timeout(400)
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Iterator[Home]:
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    home = Home(tmp_path / "home")
+    home = Home(tmp_path_factory.mktemp("lab") / "home")
     up(UpOptions(home.root, port=port, devices=("cpu:8MiB@2GB/s",)))
-    round_figures.give_to(home)
+    round_figures.give_to(home, speed=100)
     yield home
     down(home.root)
 
@@ -118,7 +118,9 @@ def test_an_idle_model_gives_back_what_it_has_no_use_for(home: Home, tmp_path: P
         wait_until(
             lambda: answer() == said and budget() == 6 * MIB, "it has them back once they are free", 30
         )
-        assert client.show(job.id).attempt == 1
+        client.cancel(job.id)
+        ended = client.wait(job.id, timeout_s=40)
+        assert (ended.state, ended.attempt) == ("CANCELLED", 1)
 
 
 def test_a_served_model_from_submit_to_cancel(home: Home) -> None:

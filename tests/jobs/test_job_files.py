@@ -23,6 +23,8 @@ from superpipe_cluster.spec import ByteRange, PaintJob, ScriptJob
 from superpipe_cluster.spec.units import parse_bytes
 
 BUNDLED = {job.name: job for job in bundled.jobs()}
+#: Half a minute or more to plan: every operator of billions of parameters' worth of layers is recorded, forth and back.
+LARGE = {"finetune", "serve", "vision"}
 #: Made for a small virtual device, to be watched; on a GPU the context alone is larger.
 VIRTUAL_ONLY = {name for name in BUNDLED if name.startswith("demo/")}
 
@@ -52,7 +54,6 @@ class Header:
         return parse_bytes(found[1].replace(" ", "")) if found else None
 
 
-# The models of some files have billions of parameters, and hundreds of thousands of operators to record.
 pytestmark = pytest.mark.timeout(400)
 
 
@@ -111,6 +112,11 @@ class TestEachFile:
             assert job.model.source_job in others
             assert f"`{job.model.source_job}`" in Header.read(name).facts["needs"]
 
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name for name in BUNDLED]
+)
+class TestWhatEachNeeds:
     def test_it_can_run_in_what_it_asks_for(self, name: str) -> None:
         assert guaranteed(name, gpu=name not in VIRTUAL_ONLY) > 0
 
