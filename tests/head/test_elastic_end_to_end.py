@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import round_figures
 from streaming.twins import assert_equal
 from superpipe_cluster import spec
 from superpipe_cluster.api.views import JobDetail
@@ -98,6 +99,7 @@ class Cluster:
         self.home = Home(root / "home")
         self.root = root
         up(UpOptions(self.home.root, port=port, devices=(f"cpu:{CAPACITY_BYTES // MIB}MiB@40GB/s",)))
+        round_figures.give_to(self.home, speed=1000)
         self.client = Client(self.home.read_cluster().url, self.home.token.read_text())
         self.enough = root / "enough"
         self.enough.mkdir()
