@@ -189,7 +189,7 @@ def test_a_run_corrects_the_next_forecast() -> None:
     keep_correction(
         second.fingerprint, second.rows[0].step_s, second.rows[0].step_s, corrected=second.corrected
     )
-    assert planned().corrected == pytest.approx(1.5), "it was right: nothing more to correct"
+    assert planned(budgets=["1MiB"]).corrected == pytest.approx(1.5), "it was right: nothing more to correct"
 
 
 def test_a_disturbed_run_corrects_nothing() -> None:
