@@ -17,8 +17,8 @@ demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on o
 test: $(VENV)/.test ## Set up, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile  # three: the tests of whole clusters mostly wait
 
-test-long: $(VENV)/.test ## The tests that take long
-	$(BIN)/python -m pytest -m slow --timeout 1800
+test-long: $(VENV)/.test ## The tests that take long, and ten times the examples of costly properties
+	SPCLUSTER_TEST_EXAMPLES=10 $(BIN)/python -m pytest -m "slow or hypothesis" --timeout 1800
 
 test-vision: $(VENV)/.test ## The tests of train_vision, with timm and torchvision, which go again afterwards
 	$(PIP) --no-deps timm torchvision

@@ -34,7 +34,7 @@ _TINY_BYTES = 1 << 12
 _COPY_BYTES = {"cpu": 8 << 20, "cuda": 64 << 20}
 _MEMORY_BYTES = 64 << 20
 _CACHES_BYTES = 32 << 20
-_MATRIX = {"cpu": 512, "cuda": 4096}
+_MATRIX = {"cpu": 256, "cuda": 4096}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _REPETITIONS = 7
 #: Time for one signature and for all of a program, and the most memory for the tensors of one.

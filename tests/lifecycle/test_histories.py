@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from examples import examples
 from superpipe_cluster.lifecycle.events import (
     DependencyFailed,
     Event,
@@ -113,5 +114,5 @@ class AJob(RuleBasedStateMachine):
 
 TestAJob = AJob.TestCase
 TestAJob.settings = settings(
-    max_examples=150, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=examples(60), stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import round_figures
 from commands import Said, spcluster
 from superpipe_cluster.head.cluster import UpOptions, down, up
+from superpipe_cluster.head.home import Home
 
 #: Trains eight layers; with `release` it only keeps its memory until that file is there, and cannot be planned.
 PROGRAM = """
@@ -57,6 +59,9 @@ class Lab:
         self.home, self.release = root / "home", root / "release"
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
+        round_figures.profile().save(
+            Home(self.home).root / "profiles"
+        )  # of operators it times those it needs
         up(UpOptions(self.home, port=port, devices=("cpu:40MiB@1GB/s",)))
         for name, text in (("hold.py", PROGRAM), ("learn.py", PROGRAM + PROBE)):
             (root / name).write_text(text)

@@ -43,8 +43,13 @@ def planned(**options) -> Forecast:
     )
 
 
-def test_a_model_with_example_inputs() -> None:
-    forecast = planned()
+@pytest.fixture(scope="module")
+def forecast() -> Forecast:
+    """What most tests only look at."""
+    return planned()
+
+
+def test_a_model_with_example_inputs(forecast: Forecast) -> None:
     budgets = [row.budget_bytes for row in forecast.rows]
     assert budgets == sorted(set(budgets))
     assert (budgets[0], budgets[-1]) == (forecast.floor_bytes, forecast.whole_bytes)
@@ -59,7 +64,7 @@ def test_a_model_with_example_inputs() -> None:
 
 
 def test_a_faster_link_needs_less_memory_for_the_same_pace() -> None:
-    slow, fast = planned(link=1e8), planned(link=1e10)
+    slow, fast = (planned(link=link, budgets=["1MiB"]) for link in (1e8, 1e10))
     assert fast.no_slowdown_bytes < slow.no_slowdown_bytes
     assert fast.floor_bytes == slow.floor_bytes
 
@@ -106,8 +111,7 @@ def test_seconds_are_those_of_a_step_as_the_program_counts_them() -> None:
         assert (often.slowdown, often.peak_bytes) == (once.slowdown, once.peak_bytes)
 
 
-def test_a_job_is_given_a_little_more_than_the_smallest_budget() -> None:
-    forecast = planned()
+def test_a_job_is_given_a_little_more_than_the_smallest_budget(forecast: Forecast) -> None:
     on_cpu = Plan((1, 2), 2, 0, 5, 3, forecast=forecast)
     assert forecast.floor_bytes < on_cpu.floor_bytes < 1.03 * forecast.floor_bytes
     assert on_cpu.host_bytes == max(row.host_bytes for row in forecast.rows)
@@ -115,7 +119,7 @@ def test_a_job_is_given_a_little_more_than_the_smallest_budget() -> None:
     assert on_gpu.floor_bytes == forecast.floor_bytes + 5 + 2
 
 
-def test_bad_input_gets_a_clear_error() -> None:
+def test_bad_input_gets_a_clear_error(forecast: Forecast) -> None:
     model, known = twins.Blocks(64), {"timed": False, "profile": profile()}
     with pytest.raises(BadInput, match="how it is called"):
         superpipe_cluster.plan(model)
@@ -125,7 +129,7 @@ def test_bad_input_gets_a_clear_error() -> None:
         superpipe_cluster.plan(model, lambda m: m(INPUTS).sum().item(), **known)
     with pytest.raises(BudgetTooSmall, match="cannot run in 4KiB") as caught:
         planned(budgets=["4KiB"])
-    assert caught.value.needed_bytes == planned().floor_bytes
+    assert caught.value.needed_bytes == forecast.floor_bytes
     with pytest.raises(BadInput, match="no such device"):
         superpipe_cluster.plan(model, INPUTS, device="xpu")
     with pytest.raises(BadInput, match="RuntimeError"):
@@ -174,18 +178,18 @@ def test_operators_are_timed_once() -> None:
 
 
 def test_a_run_corrects_the_next_forecast() -> None:
-    first = planned()
+    first = planned(budgets=["1MiB"])
     keep_correction(
         first.fingerprint, first.rows[0].step_s, 1.5 * first.rows[0].step_s, corrected=first.corrected
     )
-    second = planned()
+    second = planned(budgets=["1MiB"])
     assert second.corrected == pytest.approx(1.5)
     assert second.rows[0].step_s == pytest.approx(1.5 * first.rows[0].step_s)
     assert second.rows[0].slowdown == first.rows[0].slowdown
     keep_correction(
         second.fingerprint, second.rows[0].step_s, second.rows[0].step_s, corrected=second.corrected
     )
-    assert planned().corrected == pytest.approx(1.5), "it was right: nothing more to correct"
+    assert planned(budgets=["1MiB"]).corrected == pytest.approx(1.5), "it was right: nothing more to correct"
 
 
 def test_a_disturbed_run_corrects_nothing() -> None:
@@ -193,10 +197,9 @@ def test_a_disturbed_run_corrects_nothing() -> None:
     assert correction_of("x") == 1.0
 
 
-def test_plans_of_the_first_version_load() -> None:
+def test_plans_of_the_first_version_load(forecast: Forecast) -> None:
     counts = {"largest_unit_bytes": 2, "resident_bytes": 0, "activation_bytes": 5, "streamed_bytes": 3}
     assert Plan.from_dict({"unit_bytes": [1, 2], **counts}).forecast is None
-    forecast = planned()
     whole = Plan((1, 2), 2, 0, 5, 3, forecast=forecast)
     assert Plan.from_dict(whole.to_dict()) == whole
     newer = {**whole.to_dict(), "forecast": {**forecast.to_dict(), "moon": 1}}

@@ -14,6 +14,7 @@ from superpipe_cluster.planning.record import RecordingEngine, record
 from superpipe_cluster.planning.replay import Conditions, floor_bytes, replay
 from superpipe_cluster.planning.trial import trial
 from superpipe_cluster.streaming import VirtualDevice
+from superpipe_cluster.streaming.activations import offload
 from superpipe_cluster.streaming.devices.clock_device import LinkSpeed
 from superpipe_cluster.streaming.streamer import Activations
 from superpipe_cluster.streaming.training.host_steps import Where
@@ -26,8 +27,14 @@ WAYS: list[tuple[Activations, Where]] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def everything_offloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models for tests are small."""
+    monkeypatch.setattr(offload, "SMALLEST_BYTES", 1 << 17)
+
+
 class _Residual(nn.Module):
-    """Saves activations of 1 and 4 MiB, some of them twice."""
+    """Saves activations of 1/8 and 1/2 MiB, some of them twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +48,7 @@ class _Residual(nn.Module):
 
 def probe() -> Probe:
     torch.manual_seed(0)
-    model, batch = nn.Sequential(*(_Residual() for _ in range(5))), torch.zeros(2048, 128)
+    model, batch = nn.Sequential(*(_Residual() for _ in range(5))), torch.zeros(256, 128)
     return Probe(model, lambda: model(batch).square().mean().backward(), lambda own: torch.optim.AdamW(own))
 
 
@@ -75,7 +82,7 @@ def test_offloading_needs_less_and_the_host_keeps_the_state() -> None:
     assert kept.peak_bytes - whole["keep", "on_host"].peak_bytes >= state
     assert traces["keep", "on_host"].host_state_bytes >= state
     activations = whole["offload", "on_device"].host_bytes - kept.host_bytes
-    assert activations >= 5 * (1 + 4 + 4) << 20
+    assert activations >= 5 * (1 + 4 + 4) << 17
 
 
 def test_updates_on_the_host_take_their_time() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from scheduling.situations import NOW, job
 from scheduling.worlds import DEVICES, NIGHT, World, floor_of, queued_jobs, ram_of, worlds
 from superpipe_cluster.lifecycle.events import Exited, Started
@@ -21,8 +22,8 @@ from superpipe_cluster.scheduling.order import in_line
 from superpipe_cluster.scheduling.snapshot import DeviceView
 from superpipe_cluster.scheduling.usage import decayed
 
-MANY = settings(max_examples=400, deadline=None)
-SOME = settings(max_examples=100, deadline=None)
+MANY = settings(max_examples=examples(130), deadline=None)
+SOME = settings(max_examples=examples(50), deadline=None)
 
 
 @MANY
@@ -187,7 +188,7 @@ def _run(devices: list[DeviceView], jobs: list[JobRecord], usable: int) -> dict[
     return world.placed
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     st.lists(st.integers(4, 10), min_size=1, max_size=2),
     st.lists(st.tuples(st.integers(1, 8), st.integers(1, 30), st.integers(0, 4)), min_size=2, max_size=12),

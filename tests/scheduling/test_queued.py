@@ -6,13 +6,14 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from scheduling.situations import NOW, job
 from scheduling.worlds import queued_jobs
 from superpipe_cluster.lifecycle.record import JobRecord
 from superpipe_cluster.scheduling.queued import Queued
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(70), deadline=None)
 @given(st.data())
 def test_changed_step_by_step_it_is_the_table_of_the_jobs_that_are_left(data: st.DataObject) -> None:
     table = Queued.of(())

@@ -115,9 +115,14 @@ def test_so_it_has_while_the_model_streams(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "dora"), [("all-linear", False), ("all-linear", True), (["embed_tokens", "q_proj"], True)]
+    ("targets", "dora", "rows"),
+    [
+        ("all-linear", False, 64),
+        ("all-linear", True, 64),
+        ("all-linear", True, 128),
+        (["embed_tokens", "q_proj"], True, 64),
+    ],
 )
-@pytest.mark.parametrize("rows", [64, 128])
 # What PEFT and its callees say about each other.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.* is deprecated:FutureWarning")
 def test_adapters_add_the_same_bits_to_each(targets: Any, dora: bool, rows: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 from simulation.climate import CLIMATES
 from simulation.run import Outcome, run
 
-SEEDS, EVENTS = 240, 350
+SEEDS, EVENTS = 200, 300
 #: Seeds of one test, so that a failure names few.
 EACH = 20
 

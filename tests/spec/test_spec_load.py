@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from examples import examples
 from superpipe_cluster import spec
 from superpipe_cluster.errors import FileMissing, JobFileError, SpclusterError
 from superpipe_cluster.spec.job import KINDS
@@ -438,7 +439,9 @@ _MARKS = ["[", "]", "{", "}", ":", ": ", ": ", "- ", " ", "\n", "\n  ", "\t", "'
 _WORDS = st.sampled_from([*_FIELDS, *_VALUES, *_MARKS])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(content=st.lists(_WORDS, max_size=25).map("".join) | st.binary(max_size=60))
 def test_no_file_makes_anything_but_a_clear_error(tmp_path: Path, content: str | bytes) -> None:
     path = tmp_path / "job.yaml"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from examples import examples
 from superpipe_cluster import spec
 from superpipe_cluster.errors import JobFileError
 from superpipe_cluster.spec import units
@@ -133,7 +134,10 @@ generate_jobs = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-@settings(deadline=None)
+VALIDATOR = Draft202012Validator(spec.schema())
+
+
+@settings(max_examples=examples(50), deadline=None)
 @given(train_jobs | generate_jobs)
 def test_dump_and_parse_lose_nothing(data: dict[str, Any]) -> None:
     job = spec.parse(data)
@@ -142,7 +146,7 @@ def test_dump_and_parse_lose_nothing(data: dict[str, Any]) -> None:
     assert spec.parse(json.loads(json.dumps(dumped, allow_nan=False))) == job
     assert spec.parse_stored(dumped) == job
     assert pickle.loads(pickle.dumps(job)) == job
-    assert list(Draft202012Validator(spec.schema()).iter_errors(dumped)) == []
+    assert list(VALIDATOR.iter_errors(dumped)) == []
 
 
 _NAMES = [

@@ -14,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from examples import examples
 from superpipe_cluster.errors import NotFound, SpclusterError, StaleWrite, StoreUnavailable
 from superpipe_cluster.lifecycle.events import Event, Exited, Held, Lost, Placed, Released, Started, StopAsked
 from superpipe_cluster.lifecycle.record import JobRecord, Progress
@@ -279,6 +280,7 @@ EVENTS: st.SearchStrategy[Event] = st.sampled_from(
 )
 
 
+@pytest.mark.hypothesis
 def test_whatever_happens_below_the_answers_are_its_own() -> None:
     class Flaky(RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -330,7 +332,7 @@ def test_whatever_happens_below_the_answers_are_its_own() -> None:
             assert self.store.settings() == self.below.settings()
 
     run_state_machine_as_test(
-        Flaky, settings=settings(max_examples=60, stateful_step_count=30, deadline=None)
+        Flaky, settings=settings(max_examples=examples(30), stateful_step_count=30, deadline=None)
     )
 
 

@@ -17,6 +17,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from examples import examples
 from superpipe_cluster.errors import SpclusterError
 from superpipe_cluster.lifecycle.events import (
     DependencyFailed,
@@ -62,6 +63,7 @@ def outcome(action: Callable[[], Any]) -> Any:
         return type(error), error.message, error.hint
 
 
+@pytest.mark.hypothesis
 @pytest.mark.timeout(300)
 def test_all_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
     class SideBySide(RuleBasedStateMachine):
@@ -201,6 +203,9 @@ def test_all_stores_do_the_same(redis_store: RedisStore, raw: Any) -> None:
     run_state_machine_as_test(
         SideBySide,
         settings=settings(
-            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(20),
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

@@ -407,7 +407,7 @@ def _run(setting: Setting, actions: list[tuple[Any, ...]]) -> None:
 
 
 @given(setting=_SETTINGS, actions=_ACTIONS)
-@settings(max_examples=25, **_PROFILE)
+@settings(max_examples=12, **_PROFILE)
 def test_any_program_in_any_setting(setting: Setting, actions: list[tuple[Any, ...]]) -> None:
     _run(setting, actions)
 

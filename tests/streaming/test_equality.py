@@ -69,7 +69,7 @@ def _assert_streamed(streamer: Streamer, k: int) -> None:
         assert stats.loads > stats.units, "nothing was ever evicted: the test would prove nothing"
 
 
-@pytest.mark.parametrize("k", [2, 3, None], ids=["k2", "k3", "kn"])
+@pytest.mark.parametrize("k", [2, None], ids=["k2", "kn"])
 @pytest.mark.parametrize("name", CASES)
 def test_training_is_bit_identical(name: str, k: int | None) -> None:
     case = CASES[name]
@@ -84,7 +84,7 @@ def test_training_is_bit_identical(name: str, k: int | None) -> None:
     _assert_same_weights(plain, streamed)
 
 
-@pytest.mark.parametrize("k", [2, 3, None], ids=["k2", "k3", "kn"])
+@pytest.mark.parametrize("k", [2, None], ids=["k2", "kn"])
 @pytest.mark.parametrize("name", CASES)
 def test_inference_is_bit_identical(name: str, k: int | None) -> None:
     case = CASES[name]

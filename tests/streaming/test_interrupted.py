@@ -158,9 +158,9 @@ def _footprint(streamer: Streamer, optimizer: torch.optim.Optimizer) -> dict[str
 def test_many_steps_leave_nothing_behind(settings: dict[str, Any]) -> None:
     model = Blocks()
     streamer, optimizer = _open(model, settings)
-    train(model, optimizer, 30)
+    train(model, optimizer, 20)
     before = _footprint(streamer, optimizer)
-    train(model, optimizer, 60)
+    train(model, optimizer, 20)
     assert _footprint(streamer, optimizer) == before
     streamer.close()
 
@@ -195,7 +195,7 @@ def test_opening_and_closing_leaves_nothing_behind(settings: dict[str, Any]) -> 
 
     once()
     before = footprint()
-    for _ in range(5):
+    for _ in range(3):
         once()
     assert footprint() == before
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import AdamW
 
+from examples import examples
 from streaming.twins import Blocks, assert_equal, batch, mean_square, train
 from superpipe_cluster.errors import BadInput, BudgetTooSmall, Unstreamable
 from superpipe_cluster.streaming import Streamer, stream
@@ -92,7 +93,7 @@ def _then(maybe):
 
 
 @given(budgets=st.lists(st.integers(1, WHOLE), min_size=1, max_size=6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_any_sequence_of_budgets_between_steps(budgets: list[int]) -> None:
     plain, model = _twins()
     expected = train(plain, AdamW(plain.parameters(), lr=0.1), steps=len(budgets))
