@@ -8,9 +8,13 @@ import runpy
 import signal
 import socket
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import httpx
 
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.execution.attempt import Attempt
@@ -19,7 +23,10 @@ from superpipe_cluster.execution.job import Job
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.execution.supervisor import End, Grace, Supervisor
 from superpipe_cluster.machine import parse_device
+from superpipe_cluster.serving.connection import short_name
 from waiting import wait_until
+
+T = TypeVar("T")
 
 
 class _StoppedJob(Job):
@@ -79,6 +86,24 @@ class Run:
                 for message in messages:
                     self.progress.update(message)
             assert job.stopped_for == (None if stop_at is None else "preempted"), self.log()
+
+    def asked(self, ask: Callable[[httpx.Client], T]) -> T:
+        """What `ask` gets to hear from a program that answers requests, and then ends by itself; in this process."""
+
+        def heard() -> T:
+            wait_until(self.folder.door.exists, "the program listens", 100)
+            with (
+                short_name(self.folder.door) as name,
+                httpx.Client(
+                    transport=httpx.HTTPTransport(uds=name), base_url="http://job", timeout=100
+                ) as client,
+            ):
+                return ask(client)
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(heard)
+            self.here()
+            return answer.result()
 
     def start(self, grace: Grace | None = None) -> Supervisor:
         self._begin()

@@ -23,10 +23,8 @@ from superpipe_cluster.errors import BadInput
 from superpipe_cluster.planning import Plan
 from superpipe_cluster.planning.model_plan import probe_of_job, recorded
 from superpipe_cluster.planning.profile import plan_of
-from superpipe_cluster.serving.connection import short_name
 from superpipe_cluster.spec import EmbedSection, JobSpec, ModelSection
 from superpipe_cluster.streaming import stream
-from waiting import wait_until
 from worker_runs import Run
 
 pytestmark = [
@@ -115,24 +113,16 @@ def test_completions_are_pefts_own_within_the_bytes_planned_before_the_adapter_w
 def test_answers_are_pefts_own(base: Path, adapter: Path, tmp_path: Path) -> None:
     job = {
         "kind": "serve", "name": "s", "model": {"source": str(adapter)},
-        "serve": {"context": 64, "max_requests": 2, "max_tokens": 12},
+        "serve": {"context": 64, "max_requests": 2, "max_tokens": 12, "end_after": "2s"},
     }  # fmt: skip
     run = Run(tmp_path / "job", job, BUDGET)
-    supervisor = run.start()
-    wait_until(lambda: run.folder.door.exists() or supervisor.wait(0), "the worker listens", 100)
-    assert supervisor.wait(0) is None, run.log()
-    with short_name(run.folder.door) as door, httpx.Client(transport=httpx.HTTPTransport(uds=door)) as client:
-        answers = [
-            client.post(
-                "http://job/v1/completions",
-                json={"model": "s", "prompt": prompt, "temperature": 0},
-                timeout=100,
-            ).json()
-            for prompt in PROMPTS
-        ]
-    supervisor.stop("cancelled")
-    assert run.finish(supervisor).reason == "cancelled", run.log()
-    assert [answer["choices"][0]["text"] for answer in answers] == by_peft(base, adapter)
+
+    def answer(client: httpx.Client, prompt: str) -> str:
+        asked = {"model": "s", "prompt": prompt, "temperature": 0}
+        return client.post("/v1/completions", json=asked).json()["choices"][0]["text"]
+
+    answers = run.asked(lambda client: [answer(client, prompt) for prompt in PROMPTS])
+    assert answers == by_peft(base, adapter)
     assert run.progress["loads"] > run.progress["units"]
     assert run.progress["peak_bytes"] <= BUDGET < MODEL_BYTES
 
