@@ -8,18 +8,39 @@ import runpy
 import signal
 import socket
 import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import httpx
 
 from superpipe_cluster import bundled, spec
 from superpipe_cluster.execution.attempt import Attempt
-from superpipe_cluster.execution.control import ChildLine, LineReader, receive
+from superpipe_cluster.execution.control import ChildLine, LineReader, encode, receive
 from superpipe_cluster.execution.job import Job
 from superpipe_cluster.execution.layout import JobFolder
 from superpipe_cluster.execution.supervisor import End, Grace, Supervisor
 from superpipe_cluster.machine import parse_device
+from superpipe_cluster.serving.connection import short_name
 from waiting import wait_until
+
+T = TypeVar("T")
+
+
+class _StoppedJob(Job):
+    """A job that is told to stop, as a supervisor tells it, and hears of it at the end of step `stop_at`."""
+
+    stop_at: int | None
+    others_end: socket.socket
+
+    def progress(self, *, step: int | None = None, **told: Any) -> None:
+        super().progress(step=step, **told)
+        if step is not None and step == self.stop_at:
+            before = self._line.wishes
+            self.others_end.sendall(encode({"type": "stop", "why": "preempted"}))
+            self._line.wait_for_others(before)
 
 
 class Run:
@@ -40,13 +61,18 @@ class Run:
         self.attempt = replace(self.attempt, attempt=self.attempt.attempt + 1, epoch=self.attempt.epoch + 1)
         self.attempt.write(self.folder)
 
-    def here(self) -> None:
-        """Run the program in this process, where its libraries are loaded: what other runs are compared with."""
+    def here(self, stop_at: int | None = None) -> None:
+        """Run the program in this process, where its libraries are loaded; a child would load them anew.
+
+        Args:
+            stop_at: the step behind which it is stopped, with a checkpoint; None for a run to its end.
+        """
         self._begin()
         self.output.mkdir(exist_ok=True)
         ours, theirs = socket.socketpair()
         with ours, theirs, self.folder.log.open("a") as log:
-            job = Job.of(self.attempt, self.folder, ChildLine(theirs))
+            job = _StoppedJob.of(self.attempt, self.folder, ChildLine(theirs))
+            job.stop_at, job.others_end = stop_at, ours
             with (
                 contextlib.chdir(self.output),
                 contextlib.redirect_stdout(log),
@@ -59,6 +85,25 @@ class Run:
             while (messages := receive(ours, reader)) is not None:
                 for message in messages:
                     self.progress.update(message)
+            assert job.stopped_for == (None if stop_at is None else "preempted"), self.log()
+
+    def asked(self, ask: Callable[[httpx.Client], T]) -> T:
+        """What `ask` gets to hear from a program that answers requests, and then ends by itself; in this process."""
+
+        def heard() -> T:
+            wait_until(self.folder.door.exists, "the program listens", 100)
+            with (
+                short_name(self.folder.door) as name,
+                httpx.Client(
+                    transport=httpx.HTTPTransport(uds=name), base_url="http://job", timeout=100
+                ) as client,
+            ):
+                return ask(client)
+
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(heard)
+            self.here()
+            return answer.result()
 
     def start(self, grace: Grace | None = None) -> Supervisor:
         self._begin()

@@ -35,13 +35,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-def test_a_streamed_and_killed_training_ends_with_the_same_bits(undisturbed: Run, tmp_path: Path) -> None:
+def test_a_streamed_killed_and_stopped_training_ends_with_the_same_bits(
+    undisturbed: Run, tmp_path: Path
+) -> None:
     run = Run(tmp_path / "job", {**TRAIN, "resources": {"host": "disk"}}, HALF)
     run.kill_at(run.start(), 5)
-    run.kill_at(run.start(), 9)
-    run.succeed()
+    run.here(stop_at=9)
+    run.here()
     assert "resumed at step 4, attempt 2" in run.log()
-    assert "resumed at step 8, attempt 3" in run.log()
+    assert "resumed at step 9, attempt 3" in run.log()
     name = "model.safetensors"
     assert (run.output / name).read_bytes() == (undisturbed.output / name).read_bytes()
     assert run.progress["loads"] > run.progress["units"]
@@ -64,7 +66,7 @@ def test_generation_goes_on_where_it_was_cut(undisturbed: Run, tmp_path: Path) -
     cut = Run(tmp_path / "cut", {**job, "resources": {"host": "shared"}}, SMALL)
     cut.output.mkdir()
     (cut.output / "completions.jsonl").write_bytes(expected[: len(expected) // 2])
-    cut.succeed()
+    cut.here()
     assert (cut.output / "completions.jsonl").read_bytes() == expected
     assert cut.progress["loads"] > cut.progress["units"]
     assert cut.progress["peak_bytes"] <= SMALL

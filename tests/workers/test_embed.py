@@ -178,18 +178,18 @@ def test_a_folder_on_the_hub_says_how_as_well(tmp_path: Path, monkeypatch: pytes
 
 def test_a_killed_run_ends_with_the_same_bytes(tmp_path: Path) -> None:
     table = tmp_path / "docs.jsonl"
-    rows = [{"name": f"d{n}", "body": "a text " * (n * 7 % 9 + 1)} for n in range(290)]
+    rows = [{"name": f"d{n}", "body": "a text " * (n * 7 % 9 + 1)} for n in range(200)]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = job(
         {"config": BERT}, texts=[str(table)], field="body", id_field="name", batch_size=2, checkpoint_every=10
     )
     whole, cut = Run(tmp_path / "whole", asked, 64 << 20), Run(tmp_path / "cut", asked, 700_000)
     whole.here()
-    cut.kill_at(cut.start(), 85)
-    cut.succeed()
+    cut.kill_at(cut.start(), 45)
+    cut.here()
     resumed = re.search(r"resumed behind batch (\d+)0, attempt 2", cut.log())
     assert resumed is not None
-    assert int(resumed[1]) >= 8
+    assert int(resumed[1]) >= 4
     assert cut.progress["loads"] > cut.progress["units"]
     assert [path.name for path in cut.output.iterdir()] == ["embeddings.parquet"]
     expected = (whole.output / "embeddings.parquet").read_bytes()
@@ -220,11 +220,11 @@ def test_texts_have_the_vectors_that_they_have_alone_whatever_the_budgets(tmp_pa
     floor_bytes = plan_of(recorded(probe_of_job(parsed)), cuda=False).floor_bytes
     least, more = floor_bytes + 50_000, 900_000
     run = Run(tmp_path / "job", asked, least)
-    run.kill_at(run.start(), 2)
+    run.here(stop_at=2)
     few = run.progress["loads"]
     run.attempt = replace(run.attempt, budget_bytes=more)
-    run.succeed()
-    assert "resumed behind batch 2, attempt 2" in run.log() or "resumed behind batch 1," in run.log()
+    run.here()
+    assert "resumed behind batch 2, attempt 2" in run.log()
     assert run.progress["steps"] == 3
     assert run.progress["units"] < run.progress["loads"] < few
     assert floor_bytes < run.progress["peak_bytes"] <= more < run.progress["model_bytes"]
@@ -245,7 +245,7 @@ def test_passes_keep_to_what_is_guaranteed(tmp_path: Path) -> None:
     asked = job({"config": BERT}, texts=str(table), batch_size="auto")
     asked["resources"] = {"gpu_memory": "600KiB..900KiB"}
     run = Run(tmp_path / "job", asked, 900 << 10)
-    run.succeed()
+    run.here()
     assert run.progress["loads"] > 2 * run.progress["units"]
     assert run.progress["floor_bytes"] <= 600 << 10 < run.progress["peak_bytes"] <= 900 << 10
 
@@ -255,7 +255,7 @@ def test_images_have_the_vectors_that_they_have_alone(clip: Path, tmp_path: Path
     budget = 600_000
     asked = job({"source": str(clip)}, images=str(tmp_path / "digits"), batch_size="auto")
     run = Run(tmp_path / "job", asked, budget)
-    run.succeed()
+    run.here()
     assert run.progress["units"] < run.progress["loads"] < 10 * run.progress["units"], "not a pass for each"
     assert run.progress["peak_bytes"] <= budget < run.progress["model_bytes"]
 
@@ -316,12 +316,14 @@ def test_whatever_a_model_does_the_vectors_are_those_of_each_text_alone(
     expected = torch.cat([encoder.encode(encoder.pad([row])) for row in rows])
     passes = [1]
     with stream(encoder.model, k=3, weights=encoder.files, poison=True) as streamer:
-        made = Alone(encoder, streamer.device).vectors(
-            rows, streamer, 4 << 20, lambda: bool(passes.append(1))
-        )
+        alone = Alone(encoder, streamer.device)
+        made = alone.vectors(rows, streamer, 4 << 20, lambda: bool(passes.append(1)))
         stats = streamer.stats()
+        last = alone.vectors(rows[-1:], streamer, 4 << 20, lambda: False)
     assert made is not None
     assert torch.equal(made, expected)
+    assert last is not None
+    assert torch.equal(last, expected[-1:]), "nobody is left to go with it"
     assert stats.peak_units <= 3 < stats.units
     assert 1 < len(passes) <= most_passes
 

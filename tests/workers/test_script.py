@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import superpipe_cluster
 from plain_runs.scripts import five_lines, trained
 from streaming.twins import assert_equal
 from superpipe_cluster import bundled, spec
@@ -129,12 +130,11 @@ def test_what_went_wrong_in_it_ends_the_job_for_its_reason(
 
 
 def test_outside_a_job_there_is_none_and_stream_is_the_plain_one() -> None:
-    program = (
-        "import torch, superpipe_cluster as s\nassert s.current_job() is None\n"
-        "print(s.stream(torch.nn.Linear(4, 4), '1MiB').stats().units, s.stream(torch.nn.Linear(4, 4)).device)"
-    )
-    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
-    assert done.stdout == "1 cpu\n"
+    assert superpipe_cluster.current_job() is None
+    with superpipe_cluster.stream(torch.nn.Linear(4, 4), "1MiB") as streamer:
+        assert (streamer.stats().units, streamer.device.type) == (1, "cpu")
+    with superpipe_cluster.stream(torch.nn.Linear(4, 4)) as streamer:
+        assert streamer.device.type == "cpu"
 
 
 # ---- commands that know nothing of the cluster --------------------------------------------------------
