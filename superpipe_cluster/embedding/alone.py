@@ -141,11 +141,12 @@ class Alone:
                 self._encoder.finish((states,), self._there(row)["attention_mask"])
                 for states, row in zip(hidden, rows, strict=True)
             ]
-        if self._packed is not None:
-            # As it was planned: side by side with nobody it would take a little more.
+        if (
+            self._packed is not None
+        ):  # as it was planned: side by side with nobody it would take a little more
             self._packed.close()
             vectors = self._encoder.encode(self._there(rows[0]))
-            self._packed = Packed(self._encoder.model)
+            self._packed.open()
             return [vectors]
         batches = [self._there(row) for row in rows]
         if len(rows) > 1:

@@ -83,7 +83,7 @@ class Packed:
     """A model that answers many sequences in one pass: a causal language model, or one that makes vectors only.
 
     Args:
-        model: a `PreTrainedModel`, streamed or not; from now on it is used through this object only.
+        model: a `PreTrainedModel`, streamed or not; it is used through this object only, until that is closed.
         exact: see [Note: exact passes].
 
     Attributes:
@@ -110,9 +110,8 @@ class Packed:
         AttentionInterface.register(_WITH_OWN, partial(_attend, _by_model))
         ExpertsInterface.register(_OURS, _experts)
         self._found = model.config._attn_implementation or "eager", model.get_experts_implementation()
-        ours = {name: _OURS if it == "grouped_mm" else it for name, it in self._found[1].items()}
-        model.set_attn_implementation(_WITH_OWN if own_attention else _OURS)
-        model.set_experts_implementation(ours)
+        experts = {name: _OURS if it == "grouped_mm" else it for name, it in self._found[1].items()}
+        self._ours = _WITH_OWN if own_attention else _OURS, experts
         self.model = model
         self._exact = exact
         embeddings = getattr(model, "embeddings", None)
@@ -127,12 +126,19 @@ class Packed:
         # The model's own cache is not used; each piece has its own.
         self._no_cache = {"use_cache": False} if "use_cache" in takes else {}
         self._hidden: torch.Tensor | None = None
-        self._hook = model.base_model.register_forward_hook(self._keep_hidden)
+        self.open()
+
+    def open(self) -> None:
+        """Have the model attend for many again, after `close`."""
+        self._hook = self.model.base_model.register_forward_hook(self._keep_hidden)
+        self._set(*self._ours)
 
     def close(self) -> None:
         """Leave the model as it was found."""
-        attention, experts = self._found
         self._hook.remove()
+        self._set(*self._found)
+
+    def _set(self, attention: str, experts: Any) -> None:
         self.model.set_attn_implementation(attention)
         self.model.set_experts_implementation(experts)
 
