@@ -15,7 +15,8 @@ demo: $(VENV)/.runtime ## Set up, then two users' models train side by side on o
 	$(BIN)/python jobs/demo/demo.py
 
 test: $(VENV)/.test ## Set up, then run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile  # three: the tests of whole clusters mostly wait
+	@# Three, for the tests of whole clusters mostly wait; and the hundreds of processes that they start find bytecode.
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-long: $(VENV)/.test ## The tests that take long, and ten times the examples of costly properties
 	SPCLUSTER_TEST_EXAMPLES=10 $(BIN)/python -m pytest -m "slow or hypothesis" --timeout 1800
