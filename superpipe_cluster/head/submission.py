@@ -310,7 +310,9 @@ def program_of(worker: str, folder: JobFolder) -> Path:
     """
     if not is_path(worker):
         return bundled.worker_path(worker)
-    program = next(iter(sorted(folder.code.glob("*"))), None) if folder.code.is_dir() else None
+    # Beside it Python keeps a folder of its own, from the first attempt on.
+    found = sorted(path for path in folder.code.glob("*") if path.is_file())
+    program = found[0] if found else None
     if program is None:
         raise NotFound(
             "the program that was submitted with the job is not there any more", hint="submit it again"

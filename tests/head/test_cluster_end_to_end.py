@@ -138,10 +138,13 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    made = Cluster(tmp_path_factory.mktemp("lab"))
-    yield made
-    if made.home.cluster.exists():
-        made.down()
+    with pytest.MonkeyPatch.context() as patch:
+        # Most people's Pythons keep bytecode, beside the programs of jobs too.
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        made = Cluster(tmp_path_factory.mktemp("lab"))
+        yield made
+        if made.home.cluster.exists():
+            made.down()
 
 
 @contextmanager

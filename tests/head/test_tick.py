@@ -242,6 +242,15 @@ def test_a_job_whose_program_has_been_removed_fails_with_words(lab: Lab) -> None
     assert "program" in str(lab.get(job).message)
 
 
+def test_what_python_keeps_beside_a_program_is_not_taken_for_it(lab: Lab) -> None:
+    job = lab.submit()
+    bytecode = lab.folder(job).code / "__pycache__"
+    bytecode.mkdir()
+    (bytecode / "mine.cpython-311.pyc").write_bytes(b"")
+    lab.tick.run()
+    assert Path(Attempt.read(lab.folder(job).attempt).program) == lab.folder(job).code / "mine.py"
+
+
 def test_bytes_are_never_promised_twice(lab: Lab) -> None:
     jobs = [lab.submit(gib=3) for _ in range(5)]
     for _ in range(3):
