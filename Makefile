@@ -23,7 +23,8 @@ test-long: $(VENV)/.test ## The tests that take long, and ten times the examples
 
 test-vision: $(VENV)/.test ## The tests of train_vision, with timm and torchvision, which go again afterwards
 	$(PIP) --no-deps timm torchvision
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/workers/test_train_vision.py \
+	PYTHONPATH="$(CURDIR)/tests/zoo/with_torchvision:$(CURDIR)/tests/zoo" OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest tests/workers/test_train_vision.py \
 		tests/workers/test_every_kind_end_to_end.py; \
 		status=$$?; $(BIN)/python -m pip uninstall --quiet --yes timm torchvision; exit $$status
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCH = Path(__file__).parents[2] / "bench"
 
 
@@ -18,6 +20,7 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_every_contender_has_a_row_and_the_exact_ones_are_exact(tmp_path: Path) -> None:
     workloads = ("vit-infer", "llama-train")
     shown = run(

@@ -40,7 +40,13 @@ def until_acknowledged(run: Run, supervisor: Supervisor, revision: int) -> dict[
     return run.progress
 
 
-@pytest.mark.parametrize(("job", "result"), [(TRAIN, "model.safetensors"), (GENERATE, "completions.jsonl")])
+@pytest.mark.parametrize(
+    ("job", "result"),
+    [
+        (TRAIN, "model.safetensors"),
+        pytest.param(GENERATE, "completions.jsonl", marks=pytest.mark.slow),
+    ],
+)
 def test_a_bundled_program_shrinks_and_grows_without_changing_a_bit(
     tmp_path: Path, job: dict[str, Any], result: str
 ) -> None:

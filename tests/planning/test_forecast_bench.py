@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "bench" / "forecast.py"
 PROGRAM, OTHER = "declared twice, 64 rows, forward", "mlp, 512 rows, train"
 
@@ -16,6 +18,7 @@ def old_row(program: str) -> dict[str, object]:
     return {"table": "taught", "program": program, "peak_error": 0.2, "step_error": -0.3}
 
 
+@pytest.mark.slow
 def test_a_piece_of_the_bench_keeps_what_the_others_found(tmp_path: Path) -> None:
     path = tmp_path / "forecast.json"
     path.write_text(json.dumps({"rows": [old_row(OTHER), old_row(PROGRAM), {"program": OTHER}]}))

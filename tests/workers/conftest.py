@@ -28,15 +28,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def with_torchvision(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which a job can import torchvision, whichever build of torch is here.
+def with_torchvision() -> None:
+    """What needs torchvision, which `make test` does not install: its wheel breaks the imports of a torch without CUDA.
 
-    `make test` does not install it: its wheel breaks the imports of a torch without CUDA. `make test-vision` does.
+    `make test-vision` does, see `tests/zoo/with_torchvision`.
     """
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed: make test-vision")
-    folder, zoo = tmp_path_factory.mktemp("site"), Path(__file__).parents[1] / "zoo"
-    (folder / "sitecustomize.py").write_text(
-        "from torchvision_names import torchvision_can_be_imported\ntorchvision_can_be_imported()\n"
-    )
-    return {"PYTHONPATH": f"{folder}:{zoo}"}

@@ -139,11 +139,11 @@ def lab(
     # What needs a package that is not here is left out, and its own test says so.
     for kind, needed in (("embed", "minilm"), ("vision", "with_torchvision")):
         try:
-            given = request.getfixturevalue(needed)
+            request.getfixturevalue(needed)
         except pytest.skip.Exception:
             del jobs[kind]
-        else:
-            jobs[kind].update({"env": given} if kind == "vision" else {"model": {"source": str(given)}})
+    if "embed" in jobs:
+        jobs["embed"]["model"] = {"source": str(request.getfixturevalue("minilm"))}
     made = Lab(root)
     try:
         made.run(jobs)

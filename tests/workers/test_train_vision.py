@@ -29,6 +29,7 @@ def job(model: dict[str, Any], images: Path, **train: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("with_torchvision")
 @pytest.mark.parametrize(
     ("config", "settings", "budget"),
     [
@@ -43,11 +44,10 @@ def test_the_weights_are_those_of_a_plain_loop(
     budget: int,
     digits: Path,
     tmp_path: Path,
-    with_torchvision: dict[str, str],
 ) -> None:
     if config is TIMM:
         pytest.importorskip("timm", reason="make test-vision")
-    run = Run(tmp_path / "job", {**job(config, digits, **settings), "env": with_torchvision}, budget)
+    run = Run(tmp_path / "job", job(config, digits, **settings), budget)
     run.kill_at(run.start(), 7)
     run.succeed()
     assert "resumed at step 5, attempt 2" in run.log()
@@ -97,10 +97,9 @@ def test_bad_images_are_named(digits: Path, tmp_path: Path) -> None:
         open_images(ImagesSection(train=(str(tmp_path),)), 0)
 
 
-def test_too_few_images_are_said_before_training(
-    digits: Path, tmp_path: Path, with_torchvision: dict[str, str]
-) -> None:
-    run = Run(tmp_path / "job", {**job(VIT, digits, batch_size=500), "env": with_torchvision}, 64 << 20)
+@pytest.mark.usefixtures("with_torchvision")
+def test_too_few_images_are_said_before_training(digits: Path, tmp_path: Path) -> None:
+    run = Run(tmp_path / "job", job(VIT, digits, batch_size=500), 64 << 20)
     end = run.finish(run.start())
     assert end.reason == "bad_input"
     assert end.message is not None
