@@ -69,9 +69,8 @@ class Need:
             measured = max(self._rehearsed, others)
         else:
             measured = max(self._least, self._least_before, others)
-            if (
-                self._least
-            ):  # an optimizer's first step goes parameter by parameter, the next ones unit by unit
+            if self._least:
+                # An optimizer's first step goes parameter by parameter, the next ones unit by unit.
                 measured = max(measured, self._at_begin + largest_unit)
         needed = _with_spare(measured)
         if budget_bytes < needed:

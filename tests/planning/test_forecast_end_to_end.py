@@ -59,9 +59,8 @@ class Lab:
         self.home, self.release = root / "home", root / "release"
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-        round_figures.profile().save(
-            Home(self.home).root / "profiles"
-        )  # of operators it times those it needs
+        # Not assumed: of operators it times those it needs.
+        round_figures.profile().save(Home(self.home).root / "profiles")
         up(UpOptions(self.home, port=port, devices=("cpu:40MiB@1GB/s",)))
         for name, text in (("hold.py", PROGRAM), ("learn.py", PROGRAM + PROBE)):
             (root / name).write_text(text)

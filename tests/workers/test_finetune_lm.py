@@ -169,15 +169,14 @@ def test_full_fine_tuning_stops_early_with_the_bits_of_torch(base: Path, tmp_pat
     assert_equal(weights_in(run.output / "last"), sorted(plain.model.state_dict().items()))
 
 
-def test_three_jobs_at_once_have_one_host_copy_of_their_base(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base", layers=3, template=MARKED)
+def test_three_jobs_at_once_have_one_host_copy_of_their_base(base: Path, tmp_path: Path) -> None:
     rows = conversations(8)
     data = {"files": [str(write_rows(tmp_path / "train.jsonl", rows))]}
     words = transformers.AutoTokenizer.from_pretrained(base)
     examples = tokenized(words, rows)
     model, asked = {"source": str(base), "dtype": "bfloat16"}, {"steps": 6, "batch_size": 2, "lora": LORA}
     runs = [
-        Run(tmp_path / str(seed), job_file(base, data, {**asked, "seed": seed}, model=model), 64 << 20)
+        Run(tmp_path / str(seed), job_file(base, data, {**asked, "seed": seed}, model=model), BUDGET)
         for seed in (1, 2, 3)
     ]
     supervisors = [run.start(Grace(sleep_s=600)) for run in runs]  # they stand still below
@@ -206,6 +205,8 @@ def test_three_jobs_at_once_have_one_host_copy_of_their_base(tmp_path: Path) -> 
         shared = re.search(r"(\d+) MiB of weights, (\d+) MiB of them shared", run.log())
         assert shared is not None
         assert int(shared[2]) == round(base_bytes / 2**20)
+        assert run.progress["loads"] > run.progress["units"]
+        assert run.progress["peak_bytes"] <= BUDGET
     for seed, run in zip((1, 2, 3), runs, strict=True):
         plain = Plain(base, seed, torch.bfloat16, 2, lora={})
         plain.train(lambda chosen: collated([examples[one] for one in chosen], words), 8, 6)
